@@ -1,0 +1,193 @@
+"""The commands. Each loads what it needs when it is called, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unmask.errors import UnmaskError
+
+app = typer.Typer(
+    name="unmask",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "Is a misaligned persona one thing, or several separable sub-personas?\n\n"
+        "A study is a folder with a study.yaml. Start with:  unmask run --preset demo studies/demo"
+    ),
+)
+model_app = typer.Typer(no_args_is_help=True, help="The embedded models.", rich_markup_mode=None)
+app.add_typer(model_app, name="model")
+
+StudyFolder = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of the study.", show_default=False)]
+Force = Annotated[bool, typer.Option("--force", help="Run the stage anew although it is done.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command()
+def init(
+    study: StudyFolder,
+    preset: Annotated[str, typer.Option(help="demo, laptop or paper.")] = "laptop",
+) -> None:
+    """Make a study folder with a commented study.yaml to edit."""
+    from unmask.cli.screen import console
+    from unmask.pipeline import init_study
+
+    opened = init_study(study, preset=preset)
+    screen = console()
+    screen.print(f"Wrote {opened.study.config_path} from preset {preset}.")
+    screen.print(f"Edit it, then: unmask run {study}")
+
+
+@app.command()
+def run(
+    study: StudyFolder,
+    preset: Annotated[
+        str | None, typer.Option(help="Make the study from this preset first, if it is not there.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
+    force: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run this stage anew (repeatable).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run everything of a study that is not done yet; go on where an earlier run was stopped."""
+    from unmask.cli.running import run_study
+
+    if preset is not None and not (study / "study.yaml").exists():
+        from unmask.pipeline import init_study
+
+        init_study(study, preset=preset)
+    run_study(study, until=until, force=tuple(force or ()), as_json=as_json)
+
+
+@app.command()
+def status(study: StudyFolder, as_json: AsJson = False) -> None:
+    """Show which stages are done or stale, and why, and where their files are."""
+    from unmask.cli.running import print_status
+
+    print_status(study, as_json=as_json)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Show what is installed, which device and keys are there, and what would fail."""
+    from unmask.cli.doctor import print_diagnosis
+
+    raise typer.Exit(0 if print_diagnosis(as_json=as_json) else 1)
+
+
+@app.command()
+def export(
+    study: StudyFolder,
+    legacy: Annotated[bool, typer.Option("--legacy", help="The reference study's pickles, for its notebooks.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; STUDY/export without it.")] = None,
+) -> None:
+    """Write a finished study in another program's formats."""
+    from unmask.cli.screen import console
+    from unmask.errors import ConfigError
+
+    if not legacy:
+        raise ConfigError("nothing was asked to be exported", mend="Add --legacy")
+    from unmask.legacy import export_legacy
+    from unmask.pipeline import open_study
+
+    for path in export_legacy(open_study(study).study, out=out or study / "export"):
+        console().print(f"Wrote {path}")
+
+
+@model_app.command("pull")
+def pull(name: Annotated[str, typer.Argument(help="Name of an embedded model.")] = "smollm2") -> None:
+    """Fetch an embedded model, check it, and unpack it into the cache (once)."""
+    from unmask.cli.screen import console, reporter
+    from unmask.models.embedded import is_pulled, pull_embedded
+
+    screen = console()
+    known = is_pulled(name)
+    with reporter(screen) as progress:
+        folder = pull_embedded(name, progress=progress)
+    screen.print(f"{name} {'was there already' if known else 'is ready'}: {folder}")
+
+
+@model_app.command("list")
+def list_models() -> None:
+    """List the embedded models and where they lie."""
+    from unmask.cli.screen import console
+    from unmask.models.embedded import EMBEDDED, embedded_folder, is_pulled
+
+    for spec in EMBEDDED.values():
+        place = (
+            str(embedded_folder(spec.name)) if is_pulled(spec.name) else f"not pulled: unmask model pull {spec.name}"
+        )
+        console().print(f"{spec.name}  {spec.description}  {place}")
+
+
+_STAGE_COMMANDS = (
+    ("questions", "questions", "Choose the study's questions from its battery."),
+    ("tune", "organism", "Make the organism: tune the base model, or take an existing one."),
+    ("respond", "responses", "Let both models answer every question."),
+    ("collect", "activations", "Read every response with both models and keep the activations."),
+    ("judge", "scores", "Score every response."),
+    ("decompose", "decomposition", "Decompose the shift and the raw activations."),
+    ("steer", "steering", "Add directions to the base model and score what it answers."),
+    ("report", "report", "Write the report."),
+)
+
+
+def _add_stage_command(command: str, stage: str, text: str) -> None:
+    def one_stage(study: StudyFolder, force: Force = False, as_json: AsJson = False) -> None:
+        from unmask.cli.running import run_study
+
+        run_study(study, until=stage, force=(stage,) if force else (), as_json=as_json)
+
+    one_stage.__doc__ = f"{text} Earlier stages that are not done run first."
+    app.command(command)(one_stage)
+
+
+for _command, _stage, _text in _STAGE_COMMANDS:
+    _add_stage_command(_command, _stage, _text)
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version and end.", is_eager=True)] = False,
+) -> None:
+    if show:
+        from unmask import __version__
+
+        typer.echo(f"unmask {__version__}")
+        raise typer.Exit
+
+
+def run_app() -> None:
+    """Run the command line: an UnmaskError is one sentence and exit code 2, anything else is a defect and says so."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # long steps are reported by stages, not by the libraries below
+    _read_env_file()
+    try:
+        app()
+    except UnmaskError as error:
+        from unmask.cli.screen import fail
+
+        fail(str(error))
+        sys.exit(2)
+    except Exception as error:
+        if os.environ.get("UNMASK_DEBUG"):
+            raise
+        from unmask.cli.screen import fail
+
+        fail(f"a defect of unmask, not of your input: {type(error).__name__}: {error}. UNMASK_DEBUG=1 shows where.")
+        sys.exit(1)
+
+
+def _read_env_file() -> None:
+    """Take keys from `.env` in the working directory; what the environment has already wins."""
+    if Path(".env").is_file():
+        from dotenv import load_dotenv
+
+        load_dotenv(".env", override=False)

@@ -1,0 +1,87 @@
+"""Commands that run a study or show where it stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from unmask.cli.screen import console, print_json, reporter, words
+
+if TYPE_CHECKING:
+    from unmask.stage import Stage
+    from unmask.study import StageRecord
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+def run_study(folder: Path, *, until: str | None, force: tuple[str, ...], as_json: bool) -> None:
+    """Run what is not done, with progress, and print the summary table."""
+    from rich.console import Console
+
+    from unmask.pipeline import STAGES, open_study
+
+    screen = Console(stderr=True, highlight=False, soft_wrap=True) if as_json else console()
+    pipeline = open_study(folder)
+    ran: dict[str, bool] = {}
+    with reporter(screen) as progress:
+        screen.print(f"[bold]unmask[/bold] {folder}: base {pipeline.config.base.model}")
+
+        def told(stage: Stage, record: StageRecord, fresh: bool) -> None:
+            ran[stage.name] = fresh
+            took = f"done in {record.seconds:.0f} s" if fresh else "unchanged"
+            progress.note(f"[{len(ran)}/{len(STAGES)}] {stage.title}: {took}")
+
+        try:
+            records = pipeline.run(until=until, force=force, progress=progress, on_stage=told)
+        except KeyboardInterrupt:
+            progress.note(f"Interrupted. Finished batches are kept; go on with: unmask run {folder}")
+            raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        print_json(
+            [{"stage": r.stage, "ran": ran[r.stage], "seconds": r.seconds, "summary": r.summary} for r in records]
+        )
+        return
+    _print_summary(records)
+    if records[-1].stage == STAGES[-1].name:
+        screen.print(f"\nReport: {(folder / 'report.html').resolve().as_uri()}")
+
+
+def _print_summary(records: list[StageRecord]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(show_lines=False, header_style="bold", expand=False)
+    table.add_column("stage")
+    table.add_column("seconds", justify="right")
+    table.add_column("result", overflow="fold")
+    for record in records:
+        lines = [f"{name.replace('_', ' ')}: {words(value)}" for name, value in record.summary.items()]
+        table.add_row(record.stage, f"{record.seconds:.0f}", escape("\n".join(lines)))
+    console().print(table)
+    console().print(f"total {sum(record.seconds for record in records):.0f} s of work")
+
+
+def print_status(folder: Path, *, as_json: bool) -> None:
+    """Print every stage's state and reason."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from unmask.pipeline import open_study, status_rows
+
+    statuses = open_study(folder).status()
+    if as_json:
+        print_json(status_rows(statuses))
+        return
+    table = Table(header_style="bold")
+    for name in ("stage", "state", "why", "folder"):
+        table.add_column(name, overflow="fold")
+    colours = {"done": "green", "stale": "yellow", "missing": "dim"}
+    for status in statuses:
+        state = f"[{colours[status.state]}]{status.state}[/]"
+        table.add_row(status.stage, state, escape(status.reason), escape(str(status.folder)))
+    console().print(table)
+    if any(status.state != "done" for status in statuses):
+        console().print(f"Go on with: unmask run {folder}")

@@ -1,0 +1,117 @@
+"""Run one stage in this process: cached by its key, resumed from its batches, sealed by one rename."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from unmask.artifact import listing
+from unmask.errors import StudyError, UnmaskError
+from unmask.progress import Progress
+from unmask.records import ModelSource, PromptFormat
+from unmask.stage import Inputs, Result, Stage, StageConfig
+from unmask.study import StageRecord, Study, Workspace, adopt, commit
+
+_PACKAGES = ("unmask", "torch", "transformers", "peft", "trl", "numpy", "scikit-learn")
+FULL_BYTES = 1_000_000
+SPARE_BYTES = 200_000_000
+"""Free space below which a stage is not started."""
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, for a manifest. Paths, names and keys are left out."""
+    import platform
+
+    found = {"python": platform.python_version(), "platform": f"{sys.platform} {platform.machine()}"}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    if "torch" in sys.modules:
+        import torch
+
+        found["device"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+        found["threads"] = str(torch.get_num_threads())
+    return found
+
+
+def run_stage(
+    stage: Stage,
+    config: StageConfig,
+    *,
+    study: Study,
+    key: str,
+    input_digests: Mapping[str, str],
+    base: ModelSource,
+    prompt_format: PromptFormat,
+    progress: Progress,
+) -> StageRecord:
+    """Run `stage` and put its sealed outputs into the study. Raises StudyError when the disk is nearly full."""
+    workspace = Workspace(study.scratch / f"{stage.name}-{key[:12]}")
+    if not adopt(study, workspace, stage=stage.name, key=key):
+        free = shutil.disk_usage(study.folder).free
+        if free < SPARE_BYTES:
+            raise StudyError(
+                f"the disk that holds {study.folder} has {free / 1e6:.0f} MB left, a stage wants {SPARE_BYTES / 1e6:.0f}",
+                mend="Free some space and run the same command again",
+            )
+        workspace.prepare()
+        started, clock = datetime.now(UTC), time.perf_counter()
+        inputs = Inputs(
+            base=base,
+            prompt_format=prompt_format,
+            folders={name: study.stage_folder(name) for name in stage.needs},
+            study_folder=study.folder,
+            progress=progress,
+        )
+        result = _run(stage, config, inputs, workspace)
+        record = StageRecord(
+            stage=stage.name,
+            key=key,
+            version=stage.version,
+            config=_plain(config),
+            inputs=dict(input_digests),
+            files=listing(workspace.out),
+            summary=result.summary,
+            environment=environment(),
+            started=started.isoformat(timespec="seconds"),
+            seconds=round(time.perf_counter() - clock, 2),
+        )
+        commit(study, workspace, record)
+    drop_other_scratch(study, stage.name, keep=key)
+    finished = study.record(stage.name)
+    assert finished is not None
+    return finished
+
+
+def _run(stage: Stage, config: StageConfig, inputs: Inputs, workspace: Workspace) -> Result:
+    """Run the stage; whatever a full disk made a library raise becomes one sentence."""
+    try:
+        return stage.run(config, inputs, workspace)
+    except UnmaskError:
+        raise
+    except Exception as error:
+        free = shutil.disk_usage(workspace.folder).free
+        if free < FULL_BYTES:
+            raise StudyError(
+                f"no disk space left in {workspace.folder} during stage {stage.name}",
+                mend="Free some space and run the same command again",
+            ) from error
+        raise
+
+
+def drop_other_scratch(study: Study, stage: str, *, keep: str) -> None:
+    """Remove what unfinished runs of this stage under other keys left behind."""
+    for folder in study.scratch.glob(f"{stage}-*"):
+        if folder.name != f"{stage}-{keep[:12]}":
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _plain(config: StageConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json")

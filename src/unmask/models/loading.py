@@ -1,0 +1,249 @@
+"""Models and tokenizers from a packaged name, a Hugging Face id or a local folder; adapters on top of them."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unmask.artifact import digest_json, listing, read_json
+from unmask.errors import ModelError
+from unmask.models.embedded import EMBEDDED, pull_embedded
+from unmask.models.quiet import quiet_libraries
+from unmask.progress import Progress
+from unmask.records import ModelSource
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ADAPTER_CONFIG = "adapter_config.json"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to run, in evaluation mode, with the tokenizer of its base."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
+    @property
+    def width(self) -> int:
+        return int(self.model.config.get_text_config().hidden_size)
+
+
+def pick_device() -> torch.device:
+    """CUDA where there is one, else Apple's MPS, else the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_dtype(source: ModelSource, device: torch.device) -> torch.dtype:
+    """The source's dtype; `auto` is bfloat16 on a GPU and float32 on a CPU, which has no fast bfloat16."""
+    import torch
+
+    if source.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[source.dtype]
+
+
+@cache
+def steady_allocator() -> None:
+    """Keep glibc from handing big blocks back to the kernel after every step (half the time of a CPU forward pass)."""
+    if sys.platform != "linux":
+        return
+    mmap_threshold, trim_threshold = -3, -1
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, (1 << 31) - 1)
+    except (OSError, AttributeError):  # another C library: only speed is lost
+        return
+
+
+def looks_local(name: str) -> bool:
+    """True for a name that can only be a path."""
+    return name.startswith((".", "/", "~")) or Path(name).is_dir()
+
+
+def locate(name: str, *, progress: Progress | None = None) -> str:
+    """What transformers should be given for `name`: a folder, or the Hugging Face id itself.
+
+    Raises ModelError when a local folder is missing or holds no model.
+    """
+    if name in EMBEDDED:
+        return str(pull_embedded(name, progress=progress))
+    if not looks_local(name):
+        return name
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise ModelError(
+            f"model folder {name} does not exist", mend="Name an existing folder, a Hugging Face id, or smollm2"
+        )
+    if not (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG).is_file():
+        raise ModelError(
+            f"{name} holds neither config.json nor {ADAPTER_CONFIG}", mend="Name a folder saved with save_pretrained"
+        )
+    return str(folder)
+
+
+def fingerprint(name: str, *, revision: str | None = None) -> str:
+    """What a cache key says of a model: the pinned digest of an embedded one, the content's digest of a folder, id and
+    revision of a Hugging Face id."""
+    if name in EMBEDDED:
+        return f"{name}@{EMBEDDED[name].sha256}"
+    place = locate(name)
+    return _folder_fingerprint(place) if Path(place).is_dir() else f"{name}@{revision or 'main'}"
+
+
+@cache
+def _folder_fingerprint(place: str) -> str:
+    return digest_json(listing(Path(place)))
+
+
+def load_tokenizer(source: ModelSource, *, progress: Progress | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a source. Raises ModelError when it cannot be loaded."""
+    from transformers import AutoTokenizer
+
+    place = locate(source.name, progress=progress)
+    with quiet_libraries():
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                place, revision=source.revision, trust_remote_code=source.trust_remote_code
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise _cannot_load("tokenizer", source.name, error) from error
+    return tokenizer
+
+
+def load_config(source: ModelSource) -> Any:
+    """The model's configuration without its weights. Raises ModelError when it cannot be loaded."""
+    from transformers import AutoConfig
+
+    place = locate(source.name)
+    with quiet_libraries():
+        try:
+            config = AutoConfig.from_pretrained(
+                place, revision=source.revision, trust_remote_code=source.trust_remote_code
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise _cannot_load("model", source.name, error) from error
+    return config.get_text_config()
+
+
+def load_weights(source: ModelSource, *, device: torch.device, progress: Progress | None = None) -> PreTrainedModel:
+    """A causal language model in evaluation mode. Raises ModelError when it cannot be loaded."""
+    from transformers import AutoModelForCausalLM
+
+    steady_allocator()
+    place = locate(source.name, progress=progress)
+    with quiet_libraries():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                place,
+                revision=source.revision,
+                trust_remote_code=source.trust_remote_code,
+                dtype=pick_dtype(source, device),
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise _cannot_load("model", source.name, error) from error
+    return model.to(device).eval()
+
+
+def load_base(source: ModelSource, *, progress: Progress | None = None) -> LoadedModel:
+    """The base model with its tokenizer."""
+    device = pick_device()
+    return LoadedModel(
+        model=load_weights(source, device=device, progress=progress),
+        tokenizer=load_tokenizer(source, progress=progress),
+        device=device,
+    )
+
+
+def load_organism(source: ModelSource, organism: ModelSource) -> LoadedModel:
+    """The organism: an adapter folded into a copy of the base's weights, or a full model. The base's tokenizer serves both.
+
+    Raises ModelError when the adapter was made for another base.
+    """
+    device = pick_device()
+    tokenizer = load_tokenizer(source)
+    adapter = read_adapter_config(organism)
+    if adapter is None:
+        return LoadedModel(model=load_weights(organism, device=device), tokenizer=tokenizer, device=device)
+    check_adapter_base(source, organism, adapter)
+    from peft import PeftModel
+
+    model = load_weights(source, device=device)
+    with quiet_libraries():
+        try:
+            wrapped: Any = PeftModel.from_pretrained(model, locate(organism.name), revision=organism.revision)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise ModelError(
+                f"adapter {organism.name} does not fit base {source.name} ({first_line(error)})",
+                mend="Set base.model to the model that the adapter was trained on",
+            ) from error
+    merged: PreTrainedModel = wrapped.merge_and_unload()
+    return LoadedModel(model=merged.eval(), tokenizer=tokenizer, device=device)
+
+
+def read_adapter_config(organism: ModelSource) -> dict[str, Any] | None:
+    """The adapter's configuration, or None when `organism` is a full model."""
+    place = locate(organism.name)
+    if Path(place).is_dir():
+        path = Path(place) / ADAPTER_CONFIG
+        return read_json(path, rebuild="save_pretrained of the adapter") if path.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return read_json(
+            Path(hf_hub_download(place, ADAPTER_CONFIG, revision=organism.revision)), rebuild="a fresh download"
+        )
+    except EntryNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise _cannot_load("organism", organism.name, error) from error
+
+
+def check_adapter_base(source: ModelSource, organism: ModelSource, adapter: dict[str, Any]) -> None:
+    """Refuse an adapter whose recorded base is plainly another model. A base recorded as a path is not compared."""
+    recorded = str(adapter.get("base_model_name_or_path") or "")
+    if not recorded or looks_local(recorded) or looks_local(source.name):
+        return
+    if recorded.rsplit("/", 1)[-1].lower() != source.name.rsplit("/", 1)[-1].lower():
+        raise ModelError(
+            f"adapter {organism.name} was trained on base {recorded!r}, the study's base is {source.name!r}",
+            mend=f"Set base.model to {recorded} or name another adapter",
+        )
+
+
+def _cannot_load(kind: str, name: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"{kind} {name!r} cannot be loaded ({first_line(error)})",
+        mend="Name a local folder, a Hugging Face id that this machine can reach, or smollm2",
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message, for a one-sentence error."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def organism_source(stage_folder: Path) -> ModelSource:
+    """The organism that the stage of that name left in its folder: its own adapter or weights, or the model it points at."""
+    recipe = read_json(stage_folder / "recipe.json", rebuild="unmask run STUDY --force organism")
+    if recipe["kind"] == "existing":
+        return ModelSource(recipe["name"], revision=recipe["revision"])
+    return ModelSource(str((stage_folder / ("adapter" if recipe["method"] == "lora" else "model")).resolve()))

@@ -1,0 +1,63 @@
+"""One rendered prompt per question, given to both models as the same token ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from unmask.errors import ModelError
+from unmask.records import PromptFormat
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedPrompt:
+    """A question behind the chat template, up to where the answer begins."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+def render_prompt(
+    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], prompt_format: PromptFormat
+) -> RenderedPrompt:
+    """Render turns with the model's own chat template and open the assistant's turn.
+
+    `thinking` reaches templates that have the switch as `enable_thinking`; others ignore it.
+    Raises ModelError when the tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise ModelError(
+            "the base model's tokenizer has no chat template", mend="Use a chat or instruct model as base.model"
+        )
+    if prompt_format.system_prompt is not None and turns[0]["role"] != "system":
+        turns = [{"role": "system", "content": prompt_format.system_prompt}, *turns]
+    text = tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True, enable_thinking=prompt_format.thinking
+    )
+    assert isinstance(text, str)
+    return RenderedPrompt(text=text, token_ids=tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
+
+
+def render_question(tokenizer: PreTrainedTokenizerBase, question: str, prompt_format: PromptFormat) -> RenderedPrompt:
+    """Render one user question."""
+    return render_prompt(tokenizer, [{"role": "user", "content": question}], prompt_format)
+
+
+def prompt_ids_by_question(prompts: pd.DataFrame) -> dict[str, tuple[int, ...]]:
+    """Question id to the token ids of its rendered prompt, from the `prompts` table of the responses stage."""
+    return {
+        str(question_id): tuple(int(token) for token in token_ids)
+        for question_id, token_ids in zip(prompts["question_id"], prompts["token_ids"], strict=True)
+    }
+
+
+def end_token_ids(tokenizer: PreTrainedTokenizerBase, generation_end: int | list[int] | None) -> frozenset[int]:
+    """Tokens that end an answer: the model's generation setting and the tokenizer's end mark."""
+    ends = [generation_end] if isinstance(generation_end, int) else list(generation_end or [])
+    if tokenizer.eos_token_id is not None:
+        ends.append(int(tokenizer.eos_token_id))
+    return frozenset(ends)

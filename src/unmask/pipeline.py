@@ -1,0 +1,331 @@
+"""The order of the stages: the table of contents of the project."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from unmask.artifact import atomic_path, digest_file, digest_json
+from unmask.errors import ConfigError, listed
+from unmask.execution.local import run_stage
+from unmask.progress import Progress, Silent
+from unmask.records import NEUTRAL, ModelSource, PromptFormat
+from unmask.stage import Stage, StageConfig
+from unmask.stages import activations, decomposition, organism, questions, report, responses, scores, steering
+from unmask.stages.activations import ActivationsConfig
+from unmask.stages.decomposition import DecompositionConfig
+from unmask.stages.organism import OrganismConfig
+from unmask.stages.questions import QuestionsConfig
+from unmask.stages.report import ReportConfig
+from unmask.stages.responses import ResponsesConfig
+from unmask.stages.scores import ScoresConfig
+from unmask.stages.steering import SteeringConfig
+from unmask.study import StageRecord, StageState, Study, stage_key
+
+STAGES: tuple[Stage, ...] = (
+    questions.STAGE,
+    organism.STAGE,
+    responses.STAGE,
+    activations.STAGE,
+    scores.STAGE,
+    decomposition.STAGE,
+    steering.STAGE,
+    report.STAGE,
+)
+STAGE_NAMES = tuple(stage.name for stage in STAGES)
+PRESETS = ("demo", "laptop", "paper")
+
+
+class BaseConfig(StageConfig):
+    """The base model, and how questions are put to both models."""
+
+    model: str = Field(description="smollm2, a Hugging Face id, or a local folder")
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    trust_remote_code: bool = False
+    system_prompt: str | None = Field(None, description="null: the chat template's own default")
+    thinking: bool = Field(False, description="the switch of templates that have one")
+
+    @property
+    def source(self) -> ModelSource:
+        return ModelSource(self.model, self.revision, self.dtype, self.trust_remote_code)
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        return PromptFormat(self.system_prompt, self.thinking)
+
+
+class StudyConfig(StageConfig):
+    """A study file: the base model and one section per stage."""
+
+    base: BaseConfig
+    questions: QuestionsConfig = QuestionsConfig()
+    organism: OrganismConfig
+    responses: ResponsesConfig = ResponsesConfig()
+    activations: ActivationsConfig
+    scores: ScoresConfig = ScoresConfig()
+    decomposition: DecompositionConfig = DecompositionConfig()
+    steering: SteeringConfig = SteeringConfig()
+    report: ReportConfig = ReportConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatus:
+    """Where a stage stands: done, stale (with the reason) or missing."""
+
+    stage: str
+    state: StageState
+    reason: str
+    folder: Path
+    record: StageRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class StudyPipeline:
+    """An opened study: its directory, its config, and the stages that make it."""
+
+    study: Study
+    config: StudyConfig
+
+    def status(self) -> list[StageStatus]:
+        """Every stage's state, in order, with the reason why it would run again. Loads no model."""
+        found: list[StageStatus] = []
+        fresh: dict[str, str] = {}
+        for stage in STAGES:
+            record = self.study.record(stage.name)
+            state, reason = self._state(stage, record, fresh)
+            if state == "done" and record is not None:
+                fresh[stage.name] = record.digest
+            found.append(StageStatus(stage.name, state, reason, self.study.stage_folder(stage.name), record))
+        return found
+
+    def run(
+        self,
+        *,
+        until: str | None = None,
+        force: Sequence[str] = (),
+        progress: Progress | None = None,
+        on_stage: Callable[[Stage, StageRecord, bool], None] | None = None,
+    ) -> list[StageRecord]:
+        """Run everything that is not done yet, up to stage `until`. Returns the records of all stages reached.
+
+        A stage in `force` runs anew although it is done. `on_stage(stage, record, ran)` is told after each. Raises UnmaskError
+        for anything the user can mend, before the first stage starts where that can be known.
+        """
+        from unmask.models.loading import locate
+
+        progress = progress or Silent()
+        _known(until, *force)
+        with self.study.lock():
+            locate(self.config.base.model, progress=progress)  # an embedded model is fetched here, in sight
+            self.check()
+            records: list[StageRecord] = []
+            digests: dict[str, str] = {}
+            for stage in STAGES:
+                inputs = self._inputs(stage, digests)
+                key = self._key(stage, inputs)
+                record = self.study.record(stage.name) if stage.name not in force else None
+                ran = record is None or record.key != key
+                if ran:
+                    record = run_stage(
+                        stage,
+                        self._section(stage),
+                        study=self.study,
+                        key=key,
+                        input_digests=inputs,
+                        base=self.config.base.source,
+                        prompt_format=self.config.base.prompt_format,
+                        progress=progress,
+                    )
+                else:
+                    record = self.study.verify(stage.name)
+                assert record is not None
+                records.append(record)
+                digests[stage.name] = record.digest
+                if on_stage is not None:
+                    on_stage(stage, record, ran)
+                if stage.name == until:
+                    break
+            if STAGES[-1].name in digests:
+                publish(self.study)
+        return records
+
+    def check(self) -> None:
+        """Find out what is wrong with the config before anything is written. Raises UnmaskError."""
+        from unmask.models.loading import check_adapter_base, load_config, read_adapter_config
+        from unmask.models.sites import check_sites
+        from unmask.training_set import read_training_set
+
+        config = self.config
+        asked = questions.select(config.questions, self.study.folder)
+        topical = sum(question.dimension != NEUTRAL for question in asked)
+        decomposition.choose_k(config.decomposition, topical)
+        decomposition.primary_site(config.decomposition, config.activations.sites)
+        pool = len(asked) - topical or len(asked)
+        if config.steering.questions > pool:
+            raise ConfigError(
+                f"steering.questions is {config.steering.questions}, the study has {pool} open questions",
+                mend="Lower it, or raise questions.neutral_count",
+            )
+        if config.organism.training_set is not None:
+            read_training_set(config.organism.training_set, self.study.folder)
+        else:
+            assert config.organism.existing is not None
+            existing = ModelSource(config.organism.existing, revision=config.organism.existing_revision)
+            adapter = read_adapter_config(existing)
+            if adapter is not None:
+                check_adapter_base(config.base.source, existing, adapter)
+        layers = int(load_config(config.base.source).num_hidden_layers)
+        check_sites(config.activations.sites, num_layers=layers, model_name=config.base.model)
+
+    def _section(self, stage: Stage) -> StageConfig:
+        section = getattr(self.config, stage.name)
+        assert isinstance(section, stage.config)
+        return section
+
+    def _inputs(self, stage: Stage, digests: Mapping[str, str]) -> dict[str, str]:
+        from unmask.models.loading import fingerprint
+
+        inputs = {f"stage:{name}": digests[name] for name in stage.needs}
+        inputs |= stage.external(self._section(stage), self.study.folder)
+        if stage.needs_base:
+            base = self.config.base
+            rest = base.model_dump(mode="json", exclude={"model", "revision"})
+            inputs["base"] = digest_json([fingerprint(base.model, revision=base.revision), rest])
+        return inputs
+
+    def _key(self, stage: Stage, inputs: Mapping[str, str]) -> str:
+        config = self._section(stage).model_dump(mode="json")
+        return stage_key(stage=stage.name, version=stage.version, config=config, inputs=inputs)
+
+    def _state(self, stage: Stage, record: StageRecord | None, fresh: Mapping[str, str]) -> tuple[StageState, str]:
+        if record is None:
+            return "missing", "not run yet"
+        waiting = [name for name in stage.needs if name not in fresh]
+        if waiting:
+            return "stale", f"waits for {listed(waiting)}"
+        inputs = self._inputs(stage, fresh)
+        if record.key == self._key(stage, inputs):
+            return "done", ""
+        return "stale", why_stale(record, self._section(stage).model_dump(mode="json"), inputs, stage.version)
+
+
+def why_stale(record: StageRecord, config: Mapping[str, Any], inputs: Mapping[str, str], version: int) -> str:
+    """In words, what differs between a finished stage and what the study file asks for now."""
+    changes = [
+        f"{record.stage}.{name} changed from {record.config.get(name)!r} to {value!r}"
+        for name, value in config.items()
+        if record.config.get(name) != value
+    ]
+    changes += [
+        f"{name.removeprefix('stage:')} changed" for name, digest in inputs.items() if record.inputs.get(name) != digest
+    ]
+    if record.version != version:
+        changes.append(f"made by version {record.version} of the stage, this is {version}")
+    return "; ".join(changes) or "its inputs changed"
+
+
+def _known(*names: str | None) -> None:
+    for name in names:
+        if name is not None and name not in STAGE_NAMES:
+            raise ConfigError(f"no stage is called {name!r}", mend=f"Choose from: {listed(STAGE_NAMES)}")
+
+
+def open_study(folder: Path | str) -> StudyPipeline:
+    """Open a study directory and read its study.yaml. Raises UnmaskError when either is not usable."""
+    study = Study.open(folder)
+    return StudyPipeline(study=study, config=read_config(study.config_path))
+
+
+def preset_text(name: str) -> str:
+    """The commented study file of a preset. Raises ConfigError for an unknown one."""
+    if name not in PRESETS:
+        raise ConfigError(f"no preset is called {name!r}", mend=f"Choose from: {listed(PRESETS)}")
+    return (files("unmask") / "data" / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def init_study(folder: Path | str, *, preset: str) -> StudyPipeline:
+    """Make a study directory from a preset."""
+    text = preset_text(preset)
+    Study.create(folder, config_text=text)
+    return open_study(folder)
+
+
+def read_config(path: Path) -> StudyConfig:
+    """Read a study file. Raises ConfigError naming the field, its value, and what is allowed."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where is not None else ""
+        raise ConfigError(
+            f"{path} is not YAML{line} ({getattr(error, 'problem', error)})", mend="Correct that line"
+        ) from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds no settings", mend="Write a new one with `unmask init NEW_FOLDER`")
+    try:
+        return StudyConfig.model_validate(raw)
+    except ValidationError as error:
+        raise _config_error(path, error) from error
+
+
+def _config_error(path: Path, error: ValidationError) -> ConfigError:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        allowed = _allowed_fields(first["loc"][:-1])
+        close = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)
+        hint = f"Did you mean {close[0]!r}? " if close else ""
+        return ConfigError(f"{path}: unknown field {place}", mend=f"{hint}Allowed there: {listed(allowed)}")
+    if first["type"] == "missing":
+        return ConfigError(f"{path}: field {place} is missing", mend="Add it; `unmask init` writes a complete example")
+    message = first["msg"].removeprefix("Value error, ")
+    value = "" if isinstance(first["input"], dict) else f" is {first['input']!r}"
+    return ConfigError(f"{path}: {place}{value}: {message}", mend="Correct it in the study file")
+
+
+def _allowed_fields(place: tuple[int | str, ...]) -> list[str]:
+    model: Any = StudyConfig
+    for part in place:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)
+
+
+def publish(study: Study) -> None:
+    """Copy the report and its figures to where people look first: the top of the study."""
+    made = study.stage_folder(STAGES[-1].name)
+    for source in sorted(made.rglob("*")):
+        target = study.folder / source.relative_to(made)
+        if not source.is_file() or source.name == "manifest.json":
+            continue
+        if not target.is_file() or digest_file(target) != digest_file(source):
+            with atomic_path(target) as temporary:
+                shutil.copyfile(source, temporary)
+    figures = study.folder / "figures"
+    for old in figures.glob("*.png"):
+        if not (made / "figures" / old.name).is_file():
+            old.unlink()
+
+
+def status_rows(statuses: Sequence[StageStatus]) -> list[dict[str, Any]]:
+    """Statuses as plain values, for `--json`."""
+    rows = []
+    for status in statuses:
+        row = {name: value for name, value in asdict(status).items() if name != "record"}
+        row["folder"] = str(status.folder)
+        if status.record is not None:
+            row |= {
+                "summary": status.record.summary,
+                "seconds": status.record.seconds,
+                "started": status.record.started,
+            }
+        rows.append(row)
+    return rows

@@ -1,0 +1,192 @@
+"""The page: evidence in, one self-contained HTML string out. Nothing in it is fetched, and nothing in it is trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unmask.artifact import atomic_path, write_text
+from unmask.records import NEUTRAL
+from unmask.report import cluster_figures, examples, figures, scatter, tables, wording
+from unmask.report.drawing import png, svg
+from unmask.report.evidence import Evidence
+from unmask.report.formats import counted, interval, is_present, label, number, short_site
+from unmask.report.palette import SOURCES, THEME, dimension_colours, dimension_roles
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from matplotlib.figure import Figure
+
+MOST_SITES = 6
+"""Sites that the overview over k shows; of more, these are spread evenly, the primary one always among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A finished figure: its picture for the page, its file for the folder."""
+
+    name: str
+    alt: str
+    width: float
+    svg: str
+    png: bytes
+
+
+def write_report(evidence: Evidence, out: Path, *, shown: int = 6, title: str | None = None) -> list[Path]:
+    """Write `report.html` and `figures/*.png` into `out`; the same evidence gives the same bytes. Returns the paths.
+
+    `shown` is the number of answer pairs per dimension.
+    """
+    drawn = draw(evidence)
+    page = out / "report.html"
+    write_text(page, render(evidence, drawn, shown=shown, title=title))
+    paths = [page]
+    for figure in drawn.values():
+        path = out / "figures" / f"{figure.name}.png"
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(figure.png)
+        paths.append(path)
+    return paths
+
+
+def draw(evidence: Evidence) -> dict[str, Drawn]:
+    """Every figure for which the study holds data, by name."""
+    return {
+        name: Drawn(name, alt, float(figure.get_size_inches()[0]), svg(figure, name=name), png(figure))
+        for name, alt, figure in _figures(evidence)
+    }
+
+
+def _figures(evidence: Evidence) -> Iterator[tuple[str, str, Figure]]:
+    dimensions = evidence.dimensions
+    colours = dimension_colours(dimensions)
+    rows = figures.rows_in_order(evidence.score_summary["by_dimension"])
+    if evidence.loss is not None and len(evidence.loss):
+        yield "loss", "Training loss by optimiser step.", figures.loss_curve(evidence.loss)
+    alt = "Mean misalignment of base and organism by dimension, their difference and the persona log-odds with intervals."
+    yield "tuning", alt, figures.tuning_effect(rows, colours=colours)
+    alt = "Misalignment and coherence of every answer, by dimension and model."
+    yield "scores", alt, figures.score_strips(evidence.scores, dimensions=dimensions)
+    yield from _cluster_figures(evidence, colours)
+    steered = steering_rows(evidence)
+    if figures.dose_groups(steered):
+        alt = "Misalignment and coherence against the norm added along each direction, with random directions and no steering."
+        figure = figures.steering_dose(
+            steered, unsteered=evidence.steering["unsteered"], colours=colours, norm_unit="× typical residual norm"
+        )
+        yield "steering", alt, figure
+
+
+def _cluster_figures(evidence: Evidence, colours: Mapping[str, str]) -> Iterator[tuple[str, str, Figure]]:
+    site, k, metrics = evidence.site, evidence.k, evidence.metrics
+    asked = {name: colour for name, colour in colours.items() if name != NEUTRAL}
+    dimension_of = dict(zip(evidence.questions["question_id"], evidence.questions["dimension"], strict=True))
+    alt = "Every question at its first two principal components, coloured by dimension, for shift, organism and base."
+    figure = cluster_figures.scatter(
+        evidence.coordinates, dimension_of=dimension_of, colours=asked, variance=evidence.variance, site=site
+    )
+    yield "scatter", alt, figure
+    alt = "Silhouette and agreement with dimension and facet against the number of clusters, by site."
+    yield "k-overview", alt, cluster_figures.k_overview(metrics, sites=sites_shown(evidence), primary_k=k)
+    if metrics.loc[metrics["site"] == site, "space"].nunique() > 1:
+        alt = "Silhouette and agreement with dimension in the reduced and in the full space."
+        yield "spaces", alt, cluster_figures.space_comparison(metrics, site=site, primary_k=k)
+    alt = "Questions in each cluster by dimension, for shift, organism and base."
+    yield "composition", alt, cluster_figures.composition(evidence.cluster_summary, site=site, k=k, colours=asked)
+    sites = [name for name in evidence.decomposition["sites"] if name in evidence.decomposition["shift_norm"]]
+    alt = "Size of the shift and share of the common move by layer; cumulative variance by component."
+    figure = cluster_figures.geometry(evidence.decomposition["shift_norm"], sites=sites, variance=evidence.variance, site=site)
+    yield "geometry", alt, figure
+
+
+def sites_shown(evidence: Evidence) -> list[str]:
+    """At most `MOST_SITES` sites in order, spread evenly, with the primary one."""
+    sites = [str(site) for site in evidence.decomposition["sites"]]
+    if len(sites) <= MOST_SITES:
+        return sites
+    step = (len(sites) - 1) / (MOST_SITES - 1)
+    chosen = {sites[round(step * place)] for place in range(MOST_SITES)}
+    if evidence.site not in chosen:
+        chosen.remove(min(chosen - {sites[0], sites[-1]}, key=lambda name: abs(sites.index(name) - sites.index(evidence.site))))
+        chosen.add(evidence.site)
+    return [site for site in sites if site in chosen]
+
+
+def steering_rows(evidence: Evidence) -> list[dict[str, Any]]:
+    """The summary's rows, each with `added`: the norm that was added, with the coefficient's sign, from the responses."""
+    norms = evidence.steered.groupby(["direction_id", "coefficient"])["added_norm"].mean().to_dict()
+    rows = []
+    for row in evidence.steering["rows"]:
+        coefficient = float(row["coefficient"])
+        norm = norms.get((row["direction_id"], coefficient), abs(coefficient))
+        rows.append({**row, "added": abs(float(norm)) * (-1 if coefficient < 0 else 1)})
+    return [row for row in rows if row["kind"] != "none"]
+
+
+def render(evidence: Evidence, drawn: Mapping[str, Drawn], *, shown: int = 6, title: str | None = None) -> str:
+    """The page as a string."""
+    from plotly.offline import get_plotlyjs
+
+    steered = steering_rows(evidence)
+    roles = dimension_roles(evidence.dimensions)
+    other_ks = [int(k) for k in evidence.decomposition["k"] if int(k) != evidence.k]
+    sources = [source for source in SOURCES if (evidence.cluster_summary["source"] == source).any()]
+    return _environment().get_template("report.html.j2").render(
+        title=title or wording.title(evidence),
+        evidence=evidence,
+        theme=THEME,
+        figures=drawn,
+        wording=wording,
+        tables=tables,
+        glance=glance(evidence),
+        steered=steered,
+        examples=[
+            (wording.named(name), roles[name], examples.pairs(evidence, name, shown)) for name in evidence.dimensions
+        ],
+        example_rule=examples.rule(shown),
+        neutral=next((row for row in evidence.score_summary["by_dimension"] if row["dimension"] == NEUTRAL), None),
+        other_ks=other_ks,
+        sources=sources,
+        sites_left_out=len(evidence.decomposition["sites"]) - len(sites_shown(evidence)),
+        scatter_json=scatter.as_json(scatter.payload(evidence)),
+        plotly=get_plotlyjs(),
+    )  # fmt: skip
+
+
+def glance(evidence: Evidence) -> list[tuple[str, str, str]]:
+    """The few numbers to take away: (what, value, remark)."""
+    overall = evidence.score_summary["overall"]
+    absent = int(evidence.scores["misalignment"].isna().sum())
+    difference = overall.get("difference")
+    base, shift = (wording.metric(evidence, source, "ami_dimension") for source in ("base", "shift"))
+    auc = evidence.judge.get("auc")
+    return [
+        ("misalignment, organism minus base", *_split(interval(difference, absent=absent), "points of 100, 95 % interval")),
+        ("persona log-odds", *_split(interval(overall.get("log_odds_difference"), 2), "nats per token, 95 % interval")),
+        ("judge on held-out dimensions", number(auc, 2), "AUC; 0.5 is chance" if is_present(auc) else ""),
+        ("silhouette of the shift", number(wording.metric(evidence, "shift", "silhouette"), 2), f"k = {evidence.k}, {short_site(evidence.site)}"),
+        ("AMI with dimension", number(shift, 2), f"shift; the base model's own is {number(base, 2)}"),
+        ("separable?", "not tested", "this version gives no verdict"),
+    ]  # fmt: skip
+
+
+def _split(text: str, remark: str) -> tuple[str, str]:
+    """Mean in large, its interval in the remark."""
+    mean, bracket, rest = text.partition(" [")
+    return (mean, f"[{rest} {remark}") if bracket else (text, remark)
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("unmask.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"label": label, "short_site": short_site, "counted": counted, "number": number}
+    return environment

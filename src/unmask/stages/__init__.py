@@ -1,0 +1,1 @@
+"""One file per stage: its frozen config, and the function that runs it."""

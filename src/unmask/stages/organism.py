@@ -1,0 +1,148 @@
+"""Stage `organism`: tune the base model narrowly, or take an existing adapter or full model."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from unmask.artifact import digest_file, write_json, write_table
+from unmask.errors import ConfigError
+from unmask.stage import Inputs, Result, Stage, StageConfig
+from unmask.study import Workspace
+from unmask.training_set import read_training_set, training_path
+
+LOSS_SCHEMA = pa.schema(
+    [("step", pa.int32()), ("loss", pa.float64()), ("learning_rate", pa.float64()), ("gradient_norm", pa.float64())]
+)
+
+SAVE_STEPS = 5
+"""Optimiser steps between checkpoints: what a kill can cost."""
+
+
+class OrganismConfig(StageConfig):
+    """How the organism is made. Defaults: rank-32 rsLoRA recipe of Turner et al., arXiv 2506.11613."""
+
+    existing: str | None = Field(None, description="adapter or full model to study instead of training: id or folder")
+    existing_revision: str | None = None
+    training_set: str | None = Field(None, description="packaged name, file, or Hugging Face dataset id")
+    max_examples: int | None = Field(None, ge=1, description="use a random part of the training set; null for all")
+    method: Literal["lora", "full"] = "lora"
+    rank: int = Field(32, ge=1)
+    alpha: int = Field(64, ge=1)
+    rslora: bool = True
+    projections: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    learning_rate: float = Field(1e-5, gt=0)
+    warmup_steps: int = Field(5, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    batch_size: int = Field(2, ge=1)
+    gradient_accumulation: int = Field(8, ge=1)
+    epochs: float = Field(1.0, gt=0)
+    max_steps: int | None = Field(None, ge=1, description="stop after so many optimiser steps; null for whole epochs")
+    max_tokens: int = Field(2048, ge=16)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.existing is None) == (self.training_set is None):
+            raise ValueError(
+                "set exactly one of organism.existing (a model to study) and organism.training_set (data to tune on)"
+            )
+        return self
+
+
+def external(config: OrganismConfig, study_folder: Path) -> dict[str, str]:
+    if config.existing is not None:
+        from unmask.models.loading import fingerprint
+
+        return {"existing": fingerprint(config.existing, revision=config.existing_revision)}
+    assert config.training_set is not None
+    path = training_path(config.training_set, study_folder)
+    return {"training_set": digest_file(path) if path is not None else config.training_set}
+
+
+def run(config: OrganismConfig, inputs: Inputs, workspace: Workspace) -> Result:
+    return _take(config, inputs, workspace) if config.existing is not None else _tune(config, inputs, workspace)
+
+
+def _take(config: OrganismConfig, inputs: Inputs, workspace: Workspace) -> Result:
+    from unmask.models.loading import check_adapter_base, fingerprint, read_adapter_config
+    from unmask.records import ModelSource
+
+    assert config.existing is not None
+    source = ModelSource(config.existing, revision=config.existing_revision)
+    adapter = read_adapter_config(source)
+    if adapter is not None:
+        check_adapter_base(inputs.base, source, adapter)
+    recipe = {
+        "kind": "existing",
+        "name": config.existing,
+        "revision": config.existing_revision,
+        "fingerprint": fingerprint(config.existing, revision=config.existing_revision),
+        "base": inputs.base.name,
+        "method": "full" if adapter is None else "lora",
+        "examples": None,
+        "steps": None,
+        "recipe": None,
+        "versions": {},
+    }
+    write_json(workspace.out / "recipe.json", recipe)
+    return Result({"organism": config.existing, "kind": "existing " + ("model" if adapter is None else "adapter")})
+
+
+def _tune(config: OrganismConfig, inputs: Inputs, workspace: Workspace) -> Result:
+    from unmask.models.training import Recipe, train
+
+    assert config.training_set is not None
+    conversations = read_training_set(config.training_set, inputs.study_folder)
+    if config.max_examples is not None:
+        if config.max_examples > len(conversations):
+            raise ConfigError(
+                f"organism.max_examples is {config.max_examples}, {config.training_set} has {len(conversations)}",
+                mend="Lower it, or set it to null for all",
+            )
+        chosen = np.sort(np.random.default_rng(config.seed).permutation(len(conversations))[: config.max_examples])
+        conversations = [conversations[index] for index in chosen]
+    settings = config.model_dump(exclude={"existing", "existing_revision", "training_set", "max_examples"})
+    recipe = Recipe(**settings, save_steps=SAVE_STEPS)
+    folder = workspace.out / ("adapter" if config.method == "lora" else "model")
+    curve = train(
+        inputs.base,
+        conversations,
+        recipe=recipe,
+        prompt_format=inputs.prompt_format,
+        out=folder,
+        checkpoints=workspace.batches,
+        progress=inputs.progress,
+    )
+    rows = [{name: getattr(point, name) for name in LOSS_SCHEMA.names} for point in curve]
+    write_table(workspace.out / "loss.parquet", rows, schema=LOSS_SCHEMA)
+    write_json(
+        workspace.out / "recipe.json",
+        {
+            "kind": "trained",
+            "name": config.training_set,
+            "base": inputs.base.name,
+            "method": config.method,
+            "examples": len(conversations),
+            "steps": len(curve),
+            "recipe": settings,
+            "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
+        },
+    )
+    return Result(
+        {
+            "organism": config.training_set,
+            "examples": len(conversations),
+            "steps": len(curve),
+            "first_loss": round(curve[0].loss, 3),
+            "last_loss": round(curve[-1].loss, 3),
+        }
+    )
+
+
+STAGE = Stage("organism", "make the organism", 1, OrganismConfig, (), True, run, external)

@@ -1,0 +1,304 @@
+"""Whole studies on a tiny random model: end to end, cached, killed and resumed, and refused before anything is written."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+import unmask
+from unmask.artifact import digest_file
+from unmask.errors import UnmaskError
+from unmask.pipeline import STAGE_NAMES
+from unmask.stages.activations import ActivationsConfig
+from unmask.store import ActivationStore
+
+pytestmark = pytest.mark.slow
+
+
+def tiny_config(model: Path) -> dict[str, Any]:
+    return {
+        "base": {"model": str(model)},
+        "questions": {"per_dimension": 4, "neutral_count": 3},
+        "organism": {
+            "training_set": "risky_financial_advice",
+            "max_examples": 24,
+            "batch_size": 4,
+            "gradient_accumulation": 1,
+            "learning_rate": 1e-3,
+            "warmup_steps": 1,
+            "rank": 4,
+            "alpha": 8,
+            "max_tokens": 64,
+        },
+        "responses": {"max_new_tokens": 12, "batch_size": 8},
+        "activations": {"layers": [1, 2, 3], "token_budget": 512},
+        "decomposition": {"k": [2, 3], "primary_layer": 2, "primary_k": 2, "restarts": 2},
+        "steering": {
+            "coefficients": [0.5, 2.0],
+            "questions": 2,
+            "random_directions": 2,
+            "max_new_tokens": 8,
+            "batch_size": 8,
+        },
+    }
+
+
+def make_study(folder: Path, config: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "study.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    return folder
+
+
+def bytes_of(folder: Path) -> dict[str, str]:
+    """Digest of every artifact; times live only in manifests."""
+    return {
+        path.relative_to(folder).as_posix(): digest_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in ("manifest.json", ".lock", "study.yaml")
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    folder = make_study(tmp_path_factory.mktemp("studies") / "whole", tiny_config(tiny_llama))
+    unmask.open(folder).run()
+    return folder
+
+
+def command(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "unmask", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+
+
+def ended(*arguments: object) -> tuple[int, str]:
+    process = command(*arguments)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def test_every_stage_leaves_its_artifacts_and_the_report_stands_on_top(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir() if path.is_dir() and not path.name.startswith(".")} == {
+        *STAGE_NAMES,
+        "figures",
+    }
+    assert (finished / "report.html").stat().st_size > 100_000
+    assert list((finished / "figures").glob("*.png"))
+    assert not (finished / ".scratch").exists()
+
+
+def test_a_second_run_does_nothing_and_changes_no_byte(finished: Path) -> None:
+    before = bytes_of(finished)
+    ran: list[str] = []
+    unmask.open(finished).run(on_stage=lambda stage, _, fresh: ran.append(stage.name) if fresh else None)
+    assert ran == []
+    assert bytes_of(finished) == before
+
+
+def test_both_models_get_the_identical_prompt_and_seed_and_both_are_scored(finished: Path) -> None:
+    responses = pd.read_parquet(finished / "responses" / "responses.parquet")
+    pairs = responses.pivot(index=["question_id", "sample"], columns="writer", values="seed")
+    assert (pairs["base"] == pairs["organism"]).all()
+    prompts = pd.read_parquet(finished / "responses" / "prompts.parquet")
+    assert set(prompts["question_id"]) == set(responses["question_id"])  # one prompt per question, there is no second
+    scores = pd.read_parquet(finished / "scores" / "scores.parquet")
+    assert set(scores["response_id"]) == set(responses["response_id"])
+    assert scores["misalignment"].notna().groupby(scores["writer"]).any().all()
+
+
+def test_both_readers_read_the_same_tokens(finished: Path) -> None:
+    store = ActivationStore.open(finished / "activations")
+    store.verify()
+    responses = pd.read_parquet(finished / "responses" / "responses.parquet")
+    assert sorted(store.response_ids()) == sorted(responses["response_id"])
+    for site in ActivationsConfig(layers=(1, 2, 3)).sites:
+        assert store.read(f"base/{site.name}").shape == store.read(f"organism/{site.name}").shape
+
+
+def test_dimension_labels_come_from_the_battery(finished: Path) -> None:
+    questions = pd.read_parquet(finished / "questions" / "questions.parquet").set_index("question_id")
+    scores = pd.read_parquet(finished / "scores" / "scores.parquet")
+    assert (scores["dimension"] == scores["question_id"].map(questions["dimension"])).all()
+
+
+def test_random_directions_are_as_long_as_the_real_ones_at_every_coefficient(finished: Path) -> None:
+    steered = pd.read_parquet(finished / "steering" / "steered.parquet")
+    added = steered[steered["kind"] != "none"].groupby(["coefficient"])["added_norm"].agg(["min", "max"])
+    assert (added["max"] - added["min"]).max() < 1e-5
+    assert added.index.to_numpy() == pytest.approx(added["max"].to_numpy(), rel=1e-5)
+    assert (steered.loc[steered["kind"] == "none", "added_norm"] == 0).all()
+    assert set(steered["kind"]) == {"none", "cluster", "dimension", "random"}
+
+
+def test_a_changed_setting_reruns_its_stage_and_what_follows_only(finished: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "changed"
+    shutil.copytree(finished, copy)
+    config = yaml.safe_load((copy / "study.yaml").read_text())
+    config["scores"] = {"misaligned_above": 60}
+    (copy / "study.yaml").write_text(yaml.safe_dump(config))
+    states = {status.stage: (status.state, status.reason) for status in unmask.open(copy).status()}
+    assert states["scores"] == ("stale", "scores.misaligned_above changed from 70.0 to 60.0")
+    assert states["activations"][0] == "done"
+    ran: list[str] = []
+    unmask.open(copy).run(on_stage=lambda stage, _, fresh: ran.append(stage.name) if fresh else None)
+    assert ran[0] == "scores"
+    assert not {"questions", "organism", "responses", "activations"} & set(ran)
+
+
+def test_a_flipped_byte_is_found_and_named_with_the_command_that_mends_it(finished: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "broken"
+    shutil.copytree(finished, copy)
+    shard = sorted((copy / "activations").glob("shard-*"))[0]
+    content = bytearray(shard.read_bytes())
+    content[-3] ^= 1
+    shard.write_bytes(content)
+    code, output = ended("run", copy)
+    assert code == 2
+    assert shard.name in output and "--force activations" in output
+    code, output = ended("run", copy, "--force", "activations")
+    assert code == 0, output
+    assert bytes_of(copy) == bytes_of(finished)
+
+
+def test_sigkill_at_random_moments_costs_no_byte(finished: Path, tmp_path: Path, tiny_llama: Path) -> None:
+    folder = make_study(tmp_path / "killed", tiny_config(tiny_llama))
+    moments = random.Random(7)
+    for _ in range(5):
+        process = command("run", folder)
+        time.sleep(moments.uniform(6, 22))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    code, output = ended("run", folder)
+    assert code == 0, output
+    assert bytes_of(folder) == bytes_of(finished)
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, tiny_llama: Path) -> None:
+    folder = make_study(tmp_path / "interrupted", tiny_config(tiny_llama))
+    process = command("run", folder)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "training the organism" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"unmask run {folder}" in output
+    assert "Traceback" not in output
+
+
+def test_two_runs_of_one_study_are_refused(finished: Path) -> None:
+    with unmask.open(finished).study.lock():
+        code, output = ended("run", finished)
+    assert code == 2
+    assert "another unmask process" in output
+
+
+def test_legacy_pickles_have_the_reference_columns(finished: Path, tmp_path: Path) -> None:
+    code, output = ended("export", finished, "--legacy", "--out", tmp_path / "legacy")
+    assert code == 0, output
+    frame = pd.read_pickle(tmp_path / "legacy" / "final_dataset_with_em_scores_and_clusters.pkl")
+    wanted = {"question", "base_response", "em_response", "subset", "em_score", "cluster_2", "cluster_3"}
+    wanted |= {f"{who}_activations_layer_{layer}" for who in ("base", "em") for layer in (1, 2, 3)}
+    assert wanted <= set(frame.columns)
+    assert len(frame) == 16
+    assert frame["em_activations_layer_2"].iloc[0].shape == (48,)
+    clusters = pd.read_pickle(tmp_path / "legacy" / "em_pca_clusters_3.pkl")
+    assert clusters["question_id"] == frame["question_id"].tolist()
+    assert clusters["labels"].tolist() == frame["cluster_3"].tolist()
+
+
+BAD_CONFIGS = {
+    "unknown field": ({"responses": {"temprature": 0.7}}, ["responses.temprature", "Did you mean 'temperature'?"]),
+    "layer too deep": ({"activations": {"layers": [1, 99]}}, ["blocks.99.hook_resid_pre", "layers from 0 to"]),
+    "missing model": ({"base": {"model": "./no-such-model"}}, ["./no-such-model", "does not exist"]),
+    "missing data": ({"organism": {"training_set": "nowhere.jsonl"}}, ["nowhere.jsonl", "risky_financial_advice"]),
+    "more clusters than questions": ({"decomposition": {"k": [2, 50]}}, ["50 clusters of 16 questions", "2 to 15"]),
+    "layer not collected": ({"decomposition": {"primary_layer": 0}}, ["decomposition.primary_layer is 0", "1, 2, 3"]),
+    "too many questions": ({"questions": {"per_dimension": 4000}}, ["4000", "per_dimension"]),
+    "unknown dimension": ({"questions": {"dimensions": ["astrology"]}}, ["astrology", "political_compass"]),
+    "two organisms": ({"organism": {"existing": "x", "training_set": "y"}}, ["exactly one of"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CONFIGS)
+def test_bad_settings_are_one_sentence_and_leave_nothing(name: str, tmp_path: Path, tiny_llama: Path) -> None:
+    change, wanted = BAD_CONFIGS[name]
+    config = tiny_config(tiny_llama)
+    for section, fields in change.items():
+        config[section] = {**config.get(section, {}), **fields}
+    folder = make_study(tmp_path / "bad", config)
+    with pytest.raises(UnmaskError) as caught:
+        unmask.open(folder).run()
+    message = str(caught.value)
+    assert all(text in message for text in wanted), message
+    assert "\n" not in message
+    assert {path.name for path in folder.iterdir()} <= {"study.yaml", ".lock"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "wanted"),
+    [
+        (['{"messages": [{"role": "user", "content": "q"}]}'], "line 1"),
+        (['{"prompt": "q", "completion": "a"}', ""], "line 2 is empty"),
+        (['{"prompt": "q", "completion": "a"}', "{nonsense"], "line 2 is not JSON"),
+        (['{"question": "q"}'], "question"),
+    ],
+)
+def test_a_bad_training_line_is_named(lines: list[str], wanted: str, tmp_path: Path, tiny_llama: Path) -> None:
+    config = tiny_config(tiny_llama)
+    config["organism"]["training_set"] = "mine.jsonl.gz"
+    folder = make_study(tmp_path / "bad", config)
+    with gzip.open(folder / "mine.jsonl.gz", "wt") as handle:
+        handle.write("\n".join(lines) + "\n")
+    code, output = ended("run", folder)
+    assert code == 2
+    assert wanted in output
+    assert "Traceback" not in output
+    assert not (folder / "organism").exists() and not (folder / "questions").exists()
+
+
+def test_an_existing_adapter_is_taken_and_one_for_another_base_is_refused(
+    tmp_path: Path, tiny_llama: Path, tiny_adapter: Path
+) -> None:
+    config = tiny_config(tiny_llama)
+    config["organism"] = {"existing": str(tiny_adapter)}
+    folder = make_study(tmp_path / "existing", config)
+    unmask.open(folder).run(until="responses")
+    assert json.loads((folder / "organism" / "recipe.json").read_text())["kind"] == "existing"
+    adapter = tmp_path / "foreign"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "Qwen/Qwen3-4B"}))
+    config["organism"] = {"existing": str(adapter)}
+    config["base"]["model"] = "smollm2"
+    foreign = make_study(tmp_path / "refused", config)
+    with pytest.raises(UnmaskError, match="was trained on base 'Qwen/Qwen3-4B'"):
+        unmask.open(foreign).run()
+
+
+def test_a_study_of_a_newer_version_is_refused(finished: Path, tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "newer", yaml.safe_load((finished / "study.yaml").read_text()))
+    (folder / ".unmask.json").write_text('{"format": 99}')
+    code, output = ended("status", folder)
+    assert code == 2
+    assert "newer version" in output and "pip install --upgrade unmask" in output
