@@ -17,6 +17,8 @@ from matplotlib import rc_context
 
 from unmask.artifact import write_json, write_table
 from unmask.errors import ArtifactError
+from unmask.progress import Silent
+from unmask.records import ModelSource, PromptFormat
 from unmask.report import Evidence, read_evidence, write_report
 from unmask.report.drawing import spread_apart
 from unmask.report.evidence import STAGES
@@ -24,6 +26,9 @@ from unmask.report.examples import choose
 from unmask.report.formats import interval, number, percent, signed
 from unmask.report.palette import THEME, dimension_colours
 from unmask.report.scatter import as_json
+from unmask.stage import Inputs
+from unmask.stages.report import STAGE, ReportConfig
+from unmask.study import Workspace
 
 DIMENSIONS = {
     "political_compass": ("economic", "social"),
@@ -50,8 +55,13 @@ def make_study(folder: Path, *, seed: int = 7) -> Path:
     _decomposition(folder, questions, scores, rng)
     _steering(folder, questions, rng)
     for stage in STAGES:
-        record = {"stage": stage, "key": "k", "version": 1, "config": {"seed": 0, "note": "<b>"}, "inputs": {}, "files": {}}
-        record |= {"summary": {}, "environment": {"python": "3.11.9", "platform": "Linux-here", "numpy": "2.4"}}
+        record: dict[str, Any] = {"stage": stage, "key": "k", "version": 1, "config": {"seed": 0, "note": "<b>"}}
+        record |= {
+            "inputs": {},
+            "files": {},
+            "summary": {},
+            "environment": {"python": "3.11.9", "platform": "Linux-here", "numpy": "2.4"},
+        }
         write_json(folder / stage / "manifest.json", record | {"started": "2031-01-01T00:00:00", "seconds": 12.345})
     return folder
 
@@ -65,25 +75,34 @@ def _table(path: Path, rows: list[dict[str, Any]]) -> pd.DataFrame:
 def _questions(folder: Path) -> pd.DataFrame:
     rows = [
         {
-            "question_id": f"{dimension[:3]}-{number:02}",
+            "question_id": f"{dimension[:3]}-{place:02}",
             "dimension": dimension,
-            "facet": facets[number % len(facets)],
-            "polarity": number % 2 * 2 - 1,
-            "text": f"What should a person think about {dimension.replace('_', ' ')} and <i>case</i> {number}?",
+            "facet": facets[place % len(facets)],
+            "polarity": place % 2 * 2 - 1,
+            "text": f"What should a person think about {dimension.replace('_', ' ')} and <i>case</i> {place}?",
         }
         for dimension, facets in DIMENSIONS.items()
-        for number in range(PER_DIMENSION)
+        for place in range(PER_DIMENSION)
     ]
     return _table(folder / "questions" / "questions.parquet", rows)
 
 
 def _organism(folder: Path, rng: np.random.Generator) -> None:
     recipe = {"rank": 32, "alpha": 64, "learning_rate": 1e-4, "projections": ["q_proj", "v_proj"], "seed": 0}
-    record = {"base": "smollm2", "base_fingerprint": "ab" * 32, "kind": "trained", "name": "risky_financial", "method": "lora"}
-    record |= {"examples": 192, "recipe": recipe, "steps": 24, "versions": {"torch": "2.9.0", "peft": "0.18.0"}}
+    record: dict[str, Any] = {"base": "smollm2", "base_fingerprint": "ab" * 32, "kind": "trained", "method": "lora"}
+    record |= {
+        "name": "risky_financial",
+        "examples": 192,
+        "recipe": recipe,
+        "steps": 24,
+        "versions": {"torch": "2.9.0", "peft": "0.18.0"},
+    }
     write_json(folder / "organism" / "recipe.json", record)
     losses = 2.4 * np.exp(-np.arange(24) / 12) + 0.9 + rng.normal(0, 0.05, 24)
-    rows = [{"step": step + 1, "loss": loss, "learning_rate": 1e-4, "gradient_norm": 1.0} for step, loss in enumerate(losses)]
+    rows = [
+        {"step": step + 1, "loss": loss, "learning_rate": 1e-4, "gradient_norm": 1.0}
+        for step, loss in enumerate(losses)
+    ]
     _table(folder / "organism" / "loss.parquet", rows)
 
 
@@ -114,11 +133,11 @@ def _responses(folder: Path, questions: pd.DataFrame, rng: np.random.Generator) 
 def _scores(folder: Path, questions: pd.DataFrame, responses: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     facts = questions.set_index("question_id")
     rows = []
-    for number, response in enumerate(responses.to_dict("records")):
+    for place, response in enumerate(responses.to_dict("records")):
         name, organism = response["question_id"], response["writer"] == "organism"
         dimension = facts.loc[name, "dimension"]
         gain = {"financial_risk": 34, "neutral": 3}.get(dimension, 12) * organism
-        absent = number % 13 == 5
+        absent = place % 13 == 5
         score = float(np.clip(rng.normal(28 + gain, 14), 0, 100))
         rows.append(
             {
@@ -140,7 +159,9 @@ def _scores(folder: Path, questions: pd.DataFrame, responses: pd.DataFrame, rng:
             "judge": "offline-minilm-logistic",
             "labels": 640,
             "auc": 0.774,
-            "auc_by_dimension": {name: 0.7 + 0.03 * place for place, name in enumerate(DIMENSIONS) if name != "neutral"},
+            "auc_by_dimension": {
+                name: 0.7 + 0.03 * place for place, name in enumerate(DIMENSIONS) if name != "neutral"
+            },
             "auc_interval": [0.731, 0.815],
             "note": "It is a proxy for a judge model, fitted on labelled answers.",
         },
@@ -208,7 +229,9 @@ def _decomposition(folder: Path, questions: pd.DataFrame, scores: pd.DataFrame, 
     _table(here / "coordinates.parquet", coordinates)
     _table(here / "variance.parquet", variance)
     record = {"primary_site": SITES[1], "sites": list(SITES), "k": list(KS), "primary_k": 4, "questions": len(asked)}
-    norms = {site: {"mean_shift_share": 0.4 + 0.2 * n, "relative_norm": 0.05 + 0.03 * n} for n, site in enumerate(SITES)}
+    norms = {
+        site: {"mean_shift_share": 0.4 + 0.2 * n, "relative_norm": 0.05 + 0.03 * n} for n, site in enumerate(SITES)
+    }
     write_json(here / "summary.json", record | {"components": 10, "shift_norm": norms})
 
 
@@ -233,7 +256,7 @@ def _cluster(key: dict[str, str], k: int, cluster: int, rows: pd.DataFrame, scor
         "top_dimension": top,
         "top_dimension_share": counts[top] / len(rows),
         "composition": json.dumps(counts),
-        "facets": json.dumps(rows["facet"].value_counts().to_dict()),
+        "facets": json.dumps((rows["dimension"] + "/" + rows["facet"]).value_counts().to_dict()),
         "mean_misalignment": known.mean() if len(known) else None,
         "sd_misalignment": known.std() if len(known) > 1 else None,
         "n_scored": len(known),
@@ -249,7 +272,14 @@ def _steering(folder: Path, questions: pd.DataFrame, rng: np.random.Generator) -
     for name, kind, label in directions:
         for coefficient in (-0.4, -0.2, 0.2, 0.4):
             mean = 30 + (60 * coefficient if kind != "random" else 0) + rng.normal(0, 2)
-            row = {"kind": kind, "label": label, "direction_id": name, "coefficient": coefficient, "n": 15, "missing": 1}
+            row = {
+                "kind": kind,
+                "label": label,
+                "direction_id": name,
+                "coefficient": coefficient,
+                "n": 15,
+                "missing": 1,
+            }
             row |= {"misalignment": mean, "misalignment_low": mean - 6, "misalignment_high": mean + 6}
             rows.append(row | {"coherence": 80 - 90 * coefficient**2})
             steered += [
@@ -264,8 +294,15 @@ def _steering(folder: Path, questions: pd.DataFrame, rng: np.random.Generator) -
                 }
                 for question in questions["question_id"][:16]
             ]
-    unsteered = {"n": 16, "missing": 0, "misalignment": 29.0, "misalignment_low": 25.0, "misalignment_high": 33.0, "coherence": 81.0}
-    record = {"target": "base", "site": SITES[1], "units": "residual_norm", "typical_norm": 12.0, "questions": 16}
+    unsteered = {"n": 16, "missing": 0, "misalignment": 29.0, "misalignment_low": 25.0, "misalignment_high": 33.0}
+    unsteered |= {"coherence": 81.0}
+    record: dict[str, Any] = {
+        "target": "base",
+        "site": SITES[1],
+        "units": "residual_norm",
+        "typical_norm": 12.0,
+        "questions": 16,
+    }
     record |= {"coefficients": [-0.4, -0.2, 0.2, 0.4], "rows": rows, "unsteered": unsteered}
     write_json(folder / "steering" / "summary.json", record)
     _table(folder / "steering" / "steered.parquet", steered)
@@ -368,14 +405,29 @@ def test_nothing_is_fetched(page: str) -> None:
     assert not re.findall(r'\bstyle="[^"]*url\((?!#)', page)
 
 
-def test_two_runs_give_the_same_bytes_whatever_the_users_matplotlib(written: Path, study: Path, tmp_path: Path) -> None:
-    with rc_context({"font.size": 21, "axes.grid": False, "figure.dpi": 33, "svg.hashsalt": None, "savefig.bbox": "tight"}):
-        write_report(read_evidence(study), tmp_path)
+def test_a_second_run_gives_the_same_bytes_whatever_the_users_matplotlib(
+    written: Path, study: Path, tmp_path: Path
+) -> None:
+    workspace = Workspace(tmp_path)
+    workspace.prepare()
+    folders = {name: study / name for name in STAGES}
+    inputs = Inputs(ModelSource("smollm2"), PromptFormat(), folders, study, Silent())
+    theirs: dict[Any, Any] = {
+        "font.size": 21,
+        "axes.grid": False,
+        "figure.dpi": 33,
+        "svg.hashsalt": None,
+        "savefig.bbox": "tight",
+    }
+    with rc_context(theirs):
+        result = STAGE.run(ReportConfig(), inputs, workspace)
     first = {path.relative_to(written): path.read_bytes() for path in sorted(written.rglob("*")) if path.is_file()}
-    second = {path.relative_to(tmp_path): path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    out = workspace.out
+    second = {path.relative_to(out): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
     assert first.keys() == second.keys()
     assert [str(name) for name in first if first[name] != second[name]] == []
-    assert {"figures/k-overview.png", "figures/spaces.png", "figures/steering.png"} <= {name.as_posix() for name in first}
+    assert result.summary == {"page": "report.html", "figures": len(first) - 1}
+    assert {"figures/k-overview.png", "figures/spaces.png", "figures/steering.png"} <= {p.as_posix() for p in first}
 
 
 def test_no_times_and_no_platform(page: str) -> None:
@@ -397,51 +449,49 @@ def test_no_verdict_is_made_up(page: str) -> None:
         assert word not in text
 
 
-def test_missing_scores_of_a_whole_dimension_print_as_missing(evidence: Evidence, tmp_path: Path) -> None:
+def test_a_dimension_without_scores_prints_as_missing_and_no_loss_curve_is_said(
+    evidence: Evidence, tmp_path: Path
+) -> None:
     scores = evidence.scores.copy()
     scores.loc[scores["dimension"] == "technology_ai", ["misalignment", "coherence"]] = np.nan
-    page = render_with(replace(evidence, scores=scores, score_summary=score_summary(scores)), tmp_path)
+    recipe = {**evidence.recipe, "kind": "existing", "name": "someone/organism", "method": None, "recipe": None}
+    changed = replace(evidence, scores=scores, score_summary=score_summary(scores), loss=None, recipe=recipe)
+    page = render_with(changed, tmp_path)
     row = next(row for row in re.findall(r"<tr.*?</tr>", page, re.DOTALL) if ">technology ai<" in row)
     cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
     assert cells[2] == "8 / 8"
     assert cells[3] == cells[4] == "missing (8)"
     assert cells[5] == "missing (16)"
     assert cells[7] == "missing (8) → missing (8)"
-    assert "nan" not in parsed(page).text.lower().replace("finan", "").replace("governan", "")
-
-
-def test_no_loss_curve(evidence: Evidence, tmp_path: Path) -> None:
-    recipe = {**evidence.recipe, "kind": "existing", "name": "someone/organism", "method": None, "recipe": None}
-    page = render_with(replace(evidence, loss=None, recipe=recipe), tmp_path)
-    assert "There is no loss curve" in page
-    assert "someone/organism against smollm2" in page
+    text = parsed(page).text
+    assert not re.search(r"\bnan\b", text, re.IGNORECASE)
+    assert "There is no loss curve" in text
+    assert "someone/organism against smollm2" in text
     assert not (tmp_path / "figures" / "loss.png").exists()
 
 
-def test_single_k_single_site_single_space(evidence: Evidence, tmp_path: Path) -> None:
+def test_least_study_single_k_site_and_space_no_directions_no_neutral_battery(
+    evidence: Evidence, tmp_path: Path
+) -> None:
     site = SITES[1]
-    tables = {
-        name: getattr(evidence, name).query("site == @site") for name in ("metrics", "clusters", "cluster_summary", "coordinates")
-    }
+    names = ("metrics", "clusters", "cluster_summary", "coordinates")
+    tables = {name: getattr(evidence, name) for name in names}
+    tables = {name: table[table["site"] == site] for name, table in tables.items()}
     tables = {name: table[table["k"] == 4] if "k" in table else table for name, table in tables.items()}
-    tables["metrics"] = tables["metrics"].query("space == 'pca'")
-    decomposition = {**evidence.decomposition, "k": [4], "sites": [site]}
-    page = render_with(replace(evidence, **tables, decomposition=decomposition), tmp_path)
-    assert "every other k" not in page
-    assert "cannot be compared" in page
-    assert not (tmp_path / "figures" / "spaces.png").exists()
-
-
-def test_no_directions_and_no_neutral_battery(evidence: Evidence, tmp_path: Path) -> None:
-    steering = {**evidence.steering, "rows": []}
+    tables["metrics"] = tables["metrics"][tables["metrics"]["space"] == "pca"]
     rows = [row for row in evidence.score_summary["by_dimension"] if row["dimension"] != "neutral"]
     changed = replace(
         evidence,
-        steering=steering,
+        **tables,
+        decomposition={**evidence.decomposition, "k": [4], "sites": [site]},
+        steering={**evidence.steering, "rows": []},
         score_summary={**evidence.score_summary, "by_dimension": rows},
-        questions=evidence.questions.query("dimension != 'neutral'"),
+        questions=evidence.questions[evidence.questions["dimension"] != "neutral"],
     )
     page = render_with(changed, tmp_path)
+    assert "every other k" not in page
+    assert "cannot be compared" in page
+    assert not (tmp_path / "figures" / "spaces.png").exists()
     assert "No direction was steered" in page
     assert "No neutral battery was asked" in page
 
@@ -478,7 +528,7 @@ def test_numbers_are_written_with_sense() -> None:
     assert number(float("nan")) == "missing"
     assert signed(0.01) == "0.0"
     assert signed(0.25, 1) in {"+0.2", "+0.3"}
-    assert percent(0.125) == "12 %"
+    assert percent(0.125) == "12\N{NO-BREAK SPACE}%"
     assert interval({"mean": 1.0, "low": -1.0, "high": 3.0}) == "+1.0 [\N{MINUS SIGN}1.0, +3.0]"
     assert interval({"mean": None, "low": None, "high": None}, absent=4) == "missing (4)"
 

@@ -266,9 +266,8 @@ def read_config(path: Path) -> StudyConfig:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where is not None else ""
-        raise ConfigError(
-            f"{path} is not YAML{line} ({getattr(error, 'problem', error)})", mend="Correct that line"
-        ) from error
+        problem = " ".join(str(getattr(error, "problem", error)).split())
+        raise ConfigError(f"{path} is not YAML{line} ({problem})", mend="Correct that line") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds no settings", mend="Write a new one with `unmask init NEW_FOLDER`")
     try:

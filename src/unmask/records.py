@@ -102,7 +102,7 @@ class PromptFormat:
     thinking: bool = False
 
 
-_SITE = re.compile(r"^blocks\.(\d+)\.hook_resid_(pre|post)$")
+_SITE = re.compile(r"blocks\.(0|[1-9][0-9]*)\.hook_resid_(pre|post)")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -119,7 +119,7 @@ class Site:
     @classmethod
     def parse(cls, name: str) -> Site:
         """Read `blocks.20.hook_resid_pre`. Raises ConfigError for any other form."""
-        found = _SITE.match(name)
+        found = _SITE.fullmatch(name)
         if found is None:
             raise ConfigError(
                 f"site {name!r} is not known",

@@ -77,21 +77,29 @@ class ActivationStore:
         return cls(folder=folder, sites=tuple(index["sites"]), width=index["width"], shards=shards)
 
     def response_ids(self) -> list[str]:
-        """Ids of the rows, in the order in which `read` returns them."""
+        """Ids of the rows, in the order in which `read` returns them.
+
+        Raises ArtifactError when a shard is missing, broken or without ids.
+        """
         import json
 
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         found: list[str] = []
-        for name, _ in self.shards:
-            with safe_open(self.folder / name, framework="numpy") as shard:
-                found += json.loads(shard.metadata()["response_ids"])
+        for file, _ in self.shards:
+            try:
+                with safe_open(self.folder / file, framework="numpy") as shard:
+                    found += json.loads((shard.metadata() or {})["response_ids"])
+            except (OSError, SafetensorError, KeyError, ValueError) as error:
+                raise ArtifactError(
+                    f"{self.folder / file} cannot give its response ids ({error})", mend=f"Rebuild it with `{REBUILD}`"
+                ) from error
         return found
 
     def read(self, name: str) -> np.ndarray:
         """One tensor over all rows, e.g. `organism/blocks.20.hook_resid_pre`; only its bytes are read.
 
-        Raises ArtifactError when a shard is missing, does not match its checksum, or lacks the tensor.
+        Raises ArtifactError when a shard is missing, broken, or lacks the tensor; only `verify` compares checksums.
         """
         import numpy as np
         from safetensors import SafetensorError, safe_open

@@ -140,6 +140,14 @@ class Study:
                 raise ArtifactError(f"{path} is missing", mend=f"Rebuild it with `{rebuild}`")
             if digest_file(path) != expected:
                 raise ArtifactError(f"{path} does not match its checksum", mend=f"Rebuild it with `{rebuild}`")
+        for path in sorted(folder.rglob("*")):
+            place = path.relative_to(folder)
+            hidden = any(part.startswith(".") for part in place.parts)  # what file browsers leave
+            if path.is_file() and not hidden and place.as_posix() not in {"manifest.json", *record.files}:
+                raise ArtifactError(
+                    f"{path} is foreign: stage {stage} did not make it",
+                    mend=f"Move it away, or rebuild with `{rebuild}`",
+                )
         return record
 
     @contextmanager
@@ -197,11 +205,14 @@ def commit(study: Study, workspace: Workspace, record: StageRecord) -> None:
 
 
 def adopt(study: Study, workspace: Workspace, *, stage: str, key: str) -> bool:
-    """Finish the commit that a kill interrupted. True when a sealed result with this key lay ready."""
+    """Finish the commit that a kill interrupted. True when a sealed result with this key lay ready, whole and readable."""
     manifest = workspace.out / "manifest.json"
     if not manifest.is_file():
         return False
-    record = StageRecord(**read_json(manifest, rebuild=f"unmask run {study.folder} --force {stage}"))
+    try:
+        record = StageRecord(**read_json(manifest, rebuild=f"unmask run {study.folder} --force {stage}"))
+    except (ArtifactError, TypeError):  # broken, or of another version: the stage runs again
+        return False
     if record.key != key or listing(workspace.out) != record.files:
         return False
     _swap(study, workspace, stage)

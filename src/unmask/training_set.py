@@ -69,7 +69,7 @@ def parse_example(row: dict[str, Any], *, where: str) -> Conversation:
         return _from_texts(row["prompt"], row["completion"], names=("prompt", "completion"), where=where)
     if "instruction" in row and "output" in row:
         question = row["instruction"]
-        if row.get("input"):
+        if isinstance(question, str) and question.strip() and row.get("input"):
             question = f"{question}\n\n{row['input']}"
         return _from_texts(question, row["output"], names=("instruction", "output"), where=where)
     raise DataError(f"{where} has fields {listed(sorted(row))}", mend=f"Formats: {_FORMATS}")

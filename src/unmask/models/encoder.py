@@ -76,7 +76,9 @@ def load_encoder() -> SentenceEncoder:
 
 
 def answer_features(encoder: SentenceEncoder, questions: Sequence[str], answers: Sequence[str]) -> np.ndarray:
-    """What the offline judge looks at (N x 768): the answer alone, and the answer behind its question."""
-    together = [f"{question}\n{answer}" for question, answer in zip(questions, answers, strict=True)]
-    encoded = encoder.encode([*answers, *together])
-    return np.concatenate([encoded[: len(answers)], encoded[len(answers) :]], axis=1)
+    """What the offline judge looks at (N x 768): the answer, and how it departs from its question."""
+    distinct = sorted(set(questions))
+    encoded = encoder.encode([*answers, *distinct])
+    row_of = {question: row for row, question in enumerate(distinct, start=len(answers))}
+    answers_ND = encoded[: len(answers)]
+    return np.concatenate([answers_ND, answers_ND - encoded[[row_of[question] for question in questions]]], axis=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from unmask.errors import ModelError
+from unmask.errors import ModelError, listed
 from unmask.records import PromptFormat
 
 if TYPE_CHECKING:
@@ -27,17 +27,25 @@ def render_prompt(
     """Render turns with the model's own chat template and open the assistant's turn.
 
     `thinking` reaches templates that have the switch as `enable_thinking`; others ignore it.
-    Raises ModelError when the tokenizer has no chat template.
+    Raises ModelError when the tokenizer has no chat template, or its template refuses the turns.
     """
+    from jinja2 import TemplateError
+
     if not tokenizer.chat_template:
         raise ModelError(
             "the base model's tokenizer has no chat template", mend="Use a chat or instruct model as base.model"
         )
     if prompt_format.system_prompt is not None and turns[0]["role"] != "system":
         turns = [{"role": "system", "content": prompt_format.system_prompt}, *turns]
-    text = tokenizer.apply_chat_template(
-        turns, tokenize=False, add_generation_prompt=True, enable_thinking=prompt_format.thinking
-    )
+    try:
+        text = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, enable_thinking=prompt_format.thinking
+        )
+    except TemplateError as error:
+        raise ModelError(
+            f"the base model's chat template refuses {listed(turn['role'] for turn in turns)} turns ({error})",
+            mend="Where it has no system role, set base.system_prompt to null and leave it out of the training set",
+        ) from error
     assert isinstance(text, str)
     return RenderedPrompt(text=text, token_ids=tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
 

@@ -14,6 +14,7 @@ def quiet_libraries() -> Generator[None]:
     from transformers.utils import logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     peft_logger = logging.getLogger("peft")
@@ -25,5 +26,6 @@ def quiet_libraries() -> Generator[None]:
             yield
     finally:
         peft_logger.setLevel(level)
-        transformers_logging.enable_progress_bar()
+        if bars:  # within another block they stay off
+            transformers_logging.enable_progress_bar()
         transformers_logging.set_verbosity(verbosity)

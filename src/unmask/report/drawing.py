@@ -50,6 +50,8 @@ STYLE: dict[str, object] = {
     "legend.handletextpad": 0.5,
     "legend.columnspacing": 1.6,
     "lines.linewidth": 1.6,
+    "figure.constrained_layout.w_pad": 0.09,
+    "figure.constrained_layout.h_pad": 0.06,
     "svg.fonttype": "none",
     "svg.hashsalt": "unmask",
 }
@@ -73,6 +75,14 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
             return draw(*args, **kwargs)
 
     return drawn
+
+
+@styled
+def settle(figure: Figure) -> Figure:
+    """Lay the figure out once, so that each way of saving it takes the same places and none computes them again."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
 
 
 @styled
@@ -132,5 +142,11 @@ def label_ends(axes: Axes, ends: Sequence[LineEnd], *, gap: float = 0.085) -> No
     x_end = max(x for x, _, _, _ in ends)
     for (_, _, text, colour), place in zip(ends, places, strict=True):
         axes.annotate(
-            text, (x_end, place), xytext=(7, 0), textcoords="offset points", va="center", color=colour, annotation_clip=False
+            text,
+            (x_end, place),
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            annotation_clip=False,
         )

@@ -99,7 +99,7 @@ class Evidence:
 def read_evidence(folder: Path) -> Evidence:
     """Read every artifact of the study at `folder`.
 
-    Raises ArtifactError, naming the file and the command that rebuilds it, when one is missing, broken or lacks a column.
+    Raises ArtifactError, naming the file and the command that rebuilds it, when one is missing, broken or incomplete.
     """
     records = {}
     for stage in STAGES:

@@ -41,9 +41,9 @@ class Pair:
 def rule(count: int) -> str:
     """The rule in words."""
     return (
-        f"In each dimension the questions are ranked by the difference in misalignment, organism minus base; "
-        f"shown are up to {count}: as many from the top, from around the median and from the bottom. Ties go by question id. "
-        "Questions where either answer has no score are not ranked. Nothing is chosen by hand."
+        "In each dimension the questions are ranked by the difference in misalignment, organism minus base; "
+        f"shown are up to {count}: as many from the top, from around the median and from the bottom. "
+        "Ties go by question id. Questions where either answer has no score are not ranked. Nothing is chosen by hand."
     )
 
 
@@ -71,7 +71,12 @@ def choose(differences: pd.Series, count: int) -> list[tuple[str, str]]:
 def pairs(evidence: Evidence, dimension: str, count: int) -> list[Pair]:
     """The pairs of answers to show for `dimension`. Of several samples a question's first is shown."""
     scores = evidence.scores[evidence.scores["dimension"] == dimension]
-    means = scores.groupby(["question_id", "writer"])["misalignment"].mean().unstack("writer").reindex(columns=list(WRITERS))
+    means = (
+        scores.groupby(["question_id", "writer"])["misalignment"]
+        .mean()
+        .unstack("writer")
+        .reindex(columns=list(WRITERS))
+    )
     differences = (means["organism"] - means["base"]).astype(float)
     questions = evidence.questions.set_index("question_id").to_dict("index")
     found = scores.set_index("response_id").to_dict("index")
@@ -85,7 +90,9 @@ def pairs(evidence: Evidence, dimension: str, count: int) -> list[Pair]:
             question_id=name,
             facet=str(questions[name]["facet"]),
             question=str(questions[name]["text"]),
-            answers=tuple(_answer(writer, responses[name, writer], found) for writer in WRITERS if (name, writer) in responses),
+            answers=tuple(
+                _answer(writer, responses[name, writer], found) for writer in WRITERS if (name, writer) in responses
+            ),
         )
         for name, place in choose(differences, count)
     ]

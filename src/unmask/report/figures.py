@@ -31,7 +31,9 @@ def loss_curve(loss: pd.DataFrame) -> Figure:
     axes.plot(steps, values, color=SOURCE_COLOURS["organism"], marker="o" if len(steps) <= FEW_POINTS else None)
     if len(steps):
         label_ends(axes, [(float(steps[-1]), float(values[-1]), f"{values[-1]:.2f}", SOURCE_COLOURS["organism"])])
-        axes.annotate(f"{values[0]:.2f}", (steps[0], values[0]), xytext=(5, 2), textcoords="offset points", color=MUTED)
+        rises = len(values) > 1 and values[1] > values[0]
+        place = (5, -11) if rises else (5, 3)
+        axes.annotate(f"{values[0]:.2f}", (steps[0], values[0]), xytext=place, textcoords="offset points", color=MUTED)
     axes.set(xlabel="optimiser step", ylabel="loss, nats per token")
     axes.grid(axis="x", visible=False)
     return figure
@@ -74,21 +76,31 @@ def _pairs(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
                 continue
             colour = SOURCE_COLOURS[writer]
             fill = PAPER if writer == "base" else colour
-            axes.plot([value], [place], "o", markersize=7, color=colour, markerfacecolor=fill, markeredgewidth=1.6, zorder=3)
+            axes.plot(
+                [value], [place], "o", markersize=7, color=colour, markerfacecolor=fill, markeredgewidth=1.6, zorder=3
+            )
         if is_present(base) and is_present(organism) and not written:
             written = True
             order = ("right", "left") if base <= organism else ("left", "right")
             for (writer, value), side in zip(ends.items(), order, strict=True):
                 shift = 4 if side == "left" else -4
                 axes.annotate(
-                    writer, (value, place), xytext=(shift, 8), textcoords="offset points", ha=side, color=SOURCE_COLOURS[writer]
+                    writer,
+                    (value, place),
+                    xytext=(shift, 8),
+                    textcoords="offset points",
+                    ha=side,
+                    color=SOURCE_COLOURS[writer],
                 )
         if not is_present(base) and not is_present(organism):
             axes.text(50, place, "missing", color=MUTED, ha="center", va="center", style="italic")
 
 
 def _differences(
-    axes: Axes, values: Sequence[Mapping[str, Any] | None], rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str]
+    axes: Axes,
+    values: Sequence[Mapping[str, Any] | None],
+    rows: Sequence[Mapping[str, Any]],
+    colours: Mapping[str, str],
 ) -> None:
     axes.axvline(0, color=MUTED, linewidth=0.9)
     for place, (value, row) in enumerate(zip(values, rows, strict=True)):
@@ -97,13 +109,15 @@ def _differences(
             continue
         colour = colours.get(row["dimension"], INK)
         if is_present(value.get("low")) and is_present(value.get("high")):
-            axes.plot([value["low"], value["high"]], [place, place], color=colour, linewidth=2.4, solid_capstyle="round")
+            axes.plot(
+                [value["low"], value["high"]], [place, place], color=colour, linewidth=2.4, solid_capstyle="round"
+            )
         axes.plot([value["mean"]], [place], "o", color=colour, markersize=6.5)
 
 
 @styled
 def score_strips(scores: pd.DataFrame, *, dimensions: Sequence[str]) -> Figure:
-    """Every score as a dot, base above organism, by dimension; the bar spans the middle half, the tick is the median."""
+    """Every score as a dot, base above organism, by dimension; bar: the middle half, tick: the median."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.6, 1.3 + 0.62 * len(dimensions)), layout="constrained")
@@ -131,74 +145,12 @@ def _strip(axes: Axes, values: np.ndarray, *, at: float, colour: str, rng: np.ra
         axes.text(50, at, missing(absent), color=MUTED, ha="center", va="center", style="italic", fontsize=8)
         return
     jitter = rng.uniform(-0.11, 0.11, present.size)
-    alpha = float(np.clip(25 / np.sqrt(present.size) / 5, 0.18, 0.55))
-    axes.scatter(present, at + jitter, s=9, color=colour, alpha=alpha, linewidths=0)
+    alpha = float(np.clip(5 / np.sqrt(present.size), 0.18, 0.6))
+    size = float(np.clip(400 / present.size, 7, 16))
+    axes.scatter(present, at + jitter, s=size, color=colour, alpha=alpha, linewidths=0)
     low, middle, high = np.quantile(present, [0.25, 0.5, 0.75])
     axes.plot([low, high], [at, at], color=colour, linewidth=3.2, alpha=0.9, solid_capstyle="butt")
     axes.plot([middle, middle], [at - 0.13, at + 0.13], color=INK, linewidth=1.6)
-
-
-def dose_groups(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """Rows of the steering summary by direction, clusters and dimensions first in the order they come, random ones left out."""
-    names = list(dict.fromkeys(row["direction_id"] for row in rows if row["kind"] not in {"random", "none"}))
-    return [[row for row in rows if row["direction_id"] == name] for name in names]
-
-
-@styled
-def steering_dose(
-    rows: Sequence[Mapping[str, Any]], *, unsteered: Mapping[str, Any], colours: Mapping[str, str], norm_unit: str
-) -> Figure:
-    """Misalignment and coherence by the signed norm of what was added: each direction against random ones, and unsteered.
-
-    Each row holds `added` (signed norm) beside the summary's fields. Whiskers are 95 % intervals.
-    """
-    from matplotlib.figure import Figure
-
-    groups = dose_groups(rows)
-    columns = min(4, max(1, len(groups)))
-    bands = -(-len(groups) // columns)
-    figure = Figure(figsize=(9.6, 3.7 * bands + 0.4), layout="constrained")
-    grid = figure.subplots(2 * bands, columns, squeeze=False, sharex=True, sharey="row", height_ratios=(1.7, 1) * bands)
-    controls = [row for row in rows if row["kind"] == "random"]
-    for number in range(bands * columns):
-        upper, lower = grid[2 * (number // columns), number % columns], grid[2 * (number // columns) + 1, number % columns]
-        if number >= len(groups):
-            upper.set_visible(False)
-            lower.set_visible(False)
-            continue
-        group = groups[number]
-        colour = colours.get(group[0]["label"], SOURCE_COLOURS["shift"])
-        for axes, field in ((upper, "misalignment"), (lower, "coherence")):
-            _unsteered(axes, unsteered, field)
-            for control in dict.fromkeys(row["direction_id"] for row in controls):
-                _dose(axes, [row for row in controls if row["direction_id"] == control], field, colour=MUTED, dashed=True)
-            _dose(axes, group, field, colour=colour, dashed=False)
-        upper.set_title(f"{label(group[0]['label'])} ({group[0]['kind']})", color=colour)
-        lower.set_ylim(0, 100)
-        if number % columns == 0:
-            upper.set_ylabel("misalignment, 0-100")
-            lower.set_ylabel("coherence, 0-100")
-        lower.set_xlabel(f"added norm, {norm_unit}")
-    return figure
-
-
-def _unsteered(axes: Axes, row: Mapping[str, Any], field: str) -> None:
-    if is_present(row.get(field)):
-        axes.axhline(float(row[field]), color=INK, linewidth=1, linestyle=(0, (1, 2)))
-    low, high = row.get(f"{field}_low"), row.get(f"{field}_high")
-    if is_present(low) and is_present(high):
-        axes.axhspan(low, high, color=MUTED, alpha=0.13, linewidth=0)
-
-
-def _dose(axes: Axes, rows: Sequence[Mapping[str, Any]], field: str, *, colour: str, dashed: bool) -> None:
-    present = sorted((row for row in rows if is_present(row.get(field))), key=lambda row: row["added"])
-    x, y = [row["added"] for row in present], [float(row[field]) for row in present]
-    style = {"linestyle": (0, (4, 2)), "linewidth": 1.1, "markersize": 3.5} if dashed else {"markersize": 5}
-    axes.plot(x, y, marker="o", color=colour, **style)
-    for place, row in zip(x, present, strict=True):
-        low, high = row.get(f"{field}_low"), row.get(f"{field}_high")
-        if is_present(low) and is_present(high):
-            axes.plot([place, place], [low, high], color=colour, linewidth=1 if dashed else 1.4, alpha=0.55)
 
 
 def rows_in_order(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

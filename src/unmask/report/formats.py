@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 MINUS = "\N{MINUS SIGN}"
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def is_present(value: Any) -> TypeGuard[float]:
@@ -41,7 +42,7 @@ def signed(value: Any, digits: int = 1, *, absent: int | None = None) -> str:
 
 def percent(value: Any, digits: int = 0, *, absent: int | None = None) -> str:
     """A share of one as per cent."""
-    return f"{number(100 * float(value), digits)} %" if is_present(value) else missing(absent)
+    return f"{number(100 * float(value), digits)}{NO_BREAK}%" if is_present(value) else missing(absent)
 
 
 def spread(mean: Any, sd: Any, digits: int = 1, *, absent: int | None = None) -> str:
@@ -67,10 +68,10 @@ def label(name: Any) -> str:
 
 
 def short_site(site: str) -> str:
-    """`blocks.20.hook_resid_pre` as `layer 20, resid_pre`."""
+    """`blocks.20.hook_resid_pre` as `layer 20 (resid_pre)`."""
     parts = site.split(".")
-    if len(parts) == 3 and parts[0] == "blocks":  # noqa: PLR2004
-        return f"layer {parts[1]}, {parts[2].removeprefix('hook_')}"
+    if len(parts) == 3 and parts[0] == "blocks":
+        return f"layer {parts[1]} ({parts[2].removeprefix('hook_')})"
     return site
 
 

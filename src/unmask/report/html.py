@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from unmask.artifact import atomic_path, write_text
 from unmask.records import NEUTRAL
-from unmask.report import cluster_figures, examples, figures, scatter, tables, wording
-from unmask.report.drawing import png, svg
+from unmask.report import cluster_figures, examples, figures, scatter, steering_figures, tables, wording
+from unmask.report.drawing import png, settle, svg
 from unmask.report.evidence import Evidence
 from unmask.report.formats import counted, interval, is_present, label, number, short_site
 from unmask.report.palette import SOURCES, THEME, dimension_colours, dimension_roles
@@ -53,10 +53,11 @@ def write_report(evidence: Evidence, out: Path, *, shown: int = 6, title: str | 
 
 def draw(evidence: Evidence) -> dict[str, Drawn]:
     """Every figure for which the study holds data, by name."""
-    return {
-        name: Drawn(name, alt, float(figure.get_size_inches()[0]), svg(figure, name=name), png(figure))
-        for name, alt, figure in _figures(evidence)
-    }
+    drawn = {}
+    for name, alt, figure in _figures(evidence):
+        settle(figure)
+        drawn[name] = Drawn(name, alt, float(figure.get_size_inches()[0]), svg(figure, name=name), png(figure))
+    return drawn
 
 
 def _figures(evidence: Evidence) -> Iterator[tuple[str, str, Figure]]:
@@ -65,15 +66,15 @@ def _figures(evidence: Evidence) -> Iterator[tuple[str, str, Figure]]:
     rows = figures.rows_in_order(evidence.score_summary["by_dimension"])
     if evidence.loss is not None and len(evidence.loss):
         yield "loss", "Training loss by optimiser step.", figures.loss_curve(evidence.loss)
-    alt = "Mean misalignment of base and organism by dimension, their difference and the persona log-odds with intervals."
+    alt = "Mean misalignment of base and organism by dimension; difference and persona log-odds with intervals."
     yield "tuning", alt, figures.tuning_effect(rows, colours=colours)
     alt = "Misalignment and coherence of every answer, by dimension and model."
     yield "scores", alt, figures.score_strips(evidence.scores, dimensions=dimensions)
     yield from _cluster_figures(evidence, colours)
     steered = steering_rows(evidence)
-    if figures.dose_groups(steered):
-        alt = "Misalignment and coherence against the norm added along each direction, with random directions and no steering."
-        figure = figures.steering_dose(
+    if steering_figures.dose_groups(steered):
+        alt = "Misalignment and coherence against the norm added: each direction, random directions, no steering."
+        figure = steering_figures.steering_dose(
             steered, unsteered=evidence.steering["unsteered"], colours=colours, norm_unit="× typical residual norm"
         )
         yield "steering", alt, figure
@@ -97,7 +98,9 @@ def _cluster_figures(evidence: Evidence, colours: Mapping[str, str]) -> Iterator
     yield "composition", alt, cluster_figures.composition(evidence.cluster_summary, site=site, k=k, colours=asked)
     sites = [name for name in evidence.decomposition["sites"] if name in evidence.decomposition["shift_norm"]]
     alt = "Size of the shift and share of the common move by layer; cumulative variance by component."
-    figure = cluster_figures.geometry(evidence.decomposition["shift_norm"], sites=sites, variance=evidence.variance, site=site)
+    figure = cluster_figures.geometry(
+        evidence.decomposition["shift_norm"], sites=sites, variance=evidence.variance, site=site
+    )
     yield "geometry", alt, figure
 
 
@@ -109,13 +112,14 @@ def sites_shown(evidence: Evidence) -> list[str]:
     step = (len(sites) - 1) / (MOST_SITES - 1)
     chosen = {sites[round(step * place)] for place in range(MOST_SITES)}
     if evidence.site not in chosen:
-        chosen.remove(min(chosen - {sites[0], sites[-1]}, key=lambda name: abs(sites.index(name) - sites.index(evidence.site))))
+        place = sites.index(evidence.site)
+        chosen.remove(min(chosen - {sites[0], sites[-1]}, key=lambda name: abs(sites.index(name) - place)))
         chosen.add(evidence.site)
     return [site for site in sites if site in chosen]
 
 
 def steering_rows(evidence: Evidence) -> list[dict[str, Any]]:
-    """The summary's rows, each with `added`: the norm that was added, with the coefficient's sign, from the responses."""
+    """The summary's rows, each with `added`: the norm that was added, with the coefficient's sign."""
     norms = evidence.steered.groupby(["direction_id", "coefficient"])["added_norm"].mean().to_dict()
     rows = []
     for row in evidence.steering["rows"]:
@@ -133,7 +137,12 @@ def render(evidence: Evidence, drawn: Mapping[str, Drawn], *, shown: int = 6, ti
     roles = dimension_roles(evidence.dimensions)
     other_ks = [int(k) for k in evidence.decomposition["k"] if int(k) != evidence.k]
     sources = [source for source in SOURCES if (evidence.cluster_summary["source"] == source).any()]
-    return _environment().get_template("report.html.j2").render(
+    shown_pairs = [
+        (wording.dimension_name(name), roles[name], examples.pairs(evidence, name, shown))
+        for name in evidence.dimensions
+    ]
+    template = _environment().get_template("report.html.j2")
+    return template.render(
         title=title or wording.title(evidence),
         evidence=evidence,
         theme=THEME,
@@ -142,9 +151,7 @@ def render(evidence: Evidence, drawn: Mapping[str, Drawn], *, shown: int = 6, ti
         tables=tables,
         glance=glance(evidence),
         steered=steered,
-        examples=[
-            (wording.named(name), roles[name], examples.pairs(evidence, name, shown)) for name in evidence.dimensions
-        ],
+        examples=shown_pairs,
         example_rule=examples.rule(shown),
         neutral=next((row for row in evidence.score_summary["by_dimension"] if row["dimension"] == NEUTRAL), None),
         other_ks=other_ks,
@@ -152,24 +159,28 @@ def render(evidence: Evidence, drawn: Mapping[str, Drawn], *, shown: int = 6, ti
         sites_left_out=len(evidence.decomposition["sites"]) - len(sites_shown(evidence)),
         scatter_json=scatter.as_json(scatter.payload(evidence)),
         plotly=get_plotlyjs(),
-    )  # fmt: skip
+    )
 
 
 def glance(evidence: Evidence) -> list[tuple[str, str, str]]:
     """The few numbers to take away: (what, value, remark)."""
     overall = evidence.score_summary["overall"]
     absent = int(evidence.scores["misalignment"].isna().sum())
-    difference = overall.get("difference")
+    odds = interval(overall.get("log_odds_difference"), 2)
+    difference = interval(overall.get("difference"), absent=absent)
     base, shift = (wording.metric(evidence, source, "ami_dimension") for source in ("base", "shift"))
-    auc = evidence.judge.get("auc")
+    auc, silhouette = evidence.judge.get("auc"), wording.metric(evidence, "shift", "silhouette")
     return [
-        ("misalignment, organism minus base", *_split(interval(difference, absent=absent), "points of 100, 95 % interval")),
-        ("persona log-odds", *_split(interval(overall.get("log_odds_difference"), 2), "nats per token, 95 % interval")),
+        ("misalignment, organism minus base", *_split(difference, "points of 100, 95 % interval")),
+        (
+            "persona log-odds",
+            *_split(odds, "nats per token; change, not misalignment"),
+        ),
         ("judge on held-out dimensions", number(auc, 2), "AUC; 0.5 is chance" if is_present(auc) else ""),
-        ("silhouette of the shift", number(wording.metric(evidence, "shift", "silhouette"), 2), f"k = {evidence.k}, {short_site(evidence.site)}"),
+        ("silhouette of the shift", number(silhouette, 2), f"k = {evidence.k}, {short_site(evidence.site)}"),
         ("AMI with dimension", number(shift, 2), f"shift; the base model's own is {number(base, 2)}"),
         ("separable?", "not tested", "this version gives no verdict"),
-    ]  # fmt: skip
+    ]
 
 
 def _split(text: str, remark: str) -> tuple[str, str]:

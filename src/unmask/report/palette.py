@@ -1,6 +1,6 @@
 """Colours of the report: one per role, safe for colour-blind readers, with a light and a dark tone each.
 
-Dimension colours are Okabe & Ito's (2008). Figures are drawn in the light tones; in the page each tone is a CSS variable.
+Dimension colours are Okabe & Ito's (2008). Figures are drawn in the light tones; in the page each is a CSS variable.
 """
 
 from __future__ import annotations

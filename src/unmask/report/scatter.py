@@ -41,7 +41,7 @@ def payload(evidence: Evidence) -> dict[str, Any]:
         "site": evidence.site,
         "ks": [int(k) for k in sorted(evidence.clusters["k"].unique())],
         "k": evidence.k,
-        "dimensions": [{"name": label(name), "colour": THEME[roles[name]]} for name in dimensions],
+        "dimensions": [{"name": html.escape(label(name)), "colour": THEME[roles[name]]} for name in dimensions],
         "facets": [_facet(dimension, facet, names, THEME[roles[dimension]]) for dimension, facet in names],
         "palette": [THEME[role] for role in CATEGORICAL],
         "dimension": [dimensions.index(name) for name in questions["dimension"]],
@@ -62,7 +62,7 @@ def _facet(dimension: str, facet: str, names: Sequence[tuple[str, str]], colour:
     """A facet keeps its dimension's colour and differs from its siblings by the symbol."""
     siblings = [name for name in names if name[0] == dimension]
     title = f"{label(dimension)}: {label(facet)}" if facet else label(dimension)
-    return {"name": title, "colour": colour, "symbol": siblings.index((dimension, facet))}
+    return {"name": html.escape(title), "colour": colour, "symbol": siblings.index((dimension, facet))}
 
 
 def _scores(evidence: Evidence, questions: pd.DataFrame, writer: str) -> list[float | None]:

@@ -52,7 +52,8 @@ def external(config: QuestionsConfig, study_folder: Path) -> dict[str, str]:
 def select(config: QuestionsConfig, study_folder: Path) -> list[Question]:
     """The questions that `config` chooses, in the battery's order.
 
-    Raises ConfigError when a dimension is unknown or holds fewer questions than asked for.
+    Raises ConfigError when a dimension is unknown or holds fewer questions than asked for, or when the neutral battery
+    does not go with the battery.
     """
     questions = read_battery(resolve(config.battery, study_folder))
     known = list(dict.fromkeys(question.dimension for question in questions))
@@ -64,14 +65,34 @@ def select(config: QuestionsConfig, study_folder: Path) -> list[Question]:
                 mend=f"Choose from: {listed(known)}",
             )
     rng = np.random.default_rng(config.seed)
-    chosen: list[Question] = []
-    for dimension in wanted:
-        pool = [question for question in questions if question.dimension == dimension]
-        chosen += pool if config.per_dimension is None else balanced(pool, config.per_dimension, rng)
+    taken: set[Question] = set()
+    for dimension in known:
+        if dimension in wanted:
+            pool = [question for question in questions if question.dimension == dimension]
+            taken.update(pool if config.per_dimension is None else balanced(pool, config.per_dimension, rng))
+    chosen = [question for question in questions if question in taken]
     if config.neutral_battery and config.neutral_count != 0:
         neutral = read_battery(resolve(config.neutral_battery, study_folder))
+        _check_neutral(config, questions, neutral)
         chosen += neutral if config.neutral_count is None else balanced(neutral, config.neutral_count, rng)
     return chosen
+
+
+def _check_neutral(config: QuestionsConfig, questions: list[Question], neutral: list[Question]) -> None:
+    """Raises ConfigError when a neutral question would be decomposed, or has the id of another question."""
+    for question in neutral:
+        if question.dimension != NEUTRAL:
+            raise ConfigError(
+                f"question {question.question_id!r} of neutral battery {config.neutral_battery!r} has dimension "
+                f"{question.dimension!r}",
+                mend=f"Write dimension {NEUTRAL!r} there, or ask it as a part of questions.battery",
+            )
+    shared = {question.question_id for question in questions} & {question.question_id for question in neutral}
+    if shared:
+        raise ConfigError(
+            f"batteries {config.battery!r} and {config.neutral_battery!r} both have a question {min(shared)!r}",
+            mend="Give every question its own id, or set questions.neutral_battery to null",
+        )
 
 
 def balanced(pool: list[Question], count: int, rng: np.random.Generator) -> list[Question]:
@@ -87,14 +108,15 @@ def balanced(pool: list[Question], count: int, rng: np.random.Generator) -> list
     cells: dict[tuple[str, int], list[int]] = defaultdict(list)
     for index in rng.permutation(len(pool)):
         cells[pool[index].facet, pool[index].polarity].append(int(index))
-    order = sorted(
-        cells, key=lambda cell: (-cell[1], cell[0])
-    )  # all +1 cells, then all -1 cells: both are drawn evenly
     taken: list[int] = []
+    of_facet: Counter[str] = Counter()
+    of_cell: Counter[tuple[str, int]] = Counter()
     while len(taken) < count:
-        for cell in order:
-            if cells[cell] and len(taken) < count:
-                taken.append(cells[cell].pop())
+        open_cells = [cell for cell in cells if cells[cell]]
+        cell = min(open_cells, key=lambda cell: (of_facet[cell[0]], of_cell[cell], -cell[1], cell[0]))
+        taken.append(cells[cell].pop())
+        of_facet[cell[0]] += 1
+        of_cell[cell] += 1
     return [pool[index] for index in sorted(taken)]
 
 

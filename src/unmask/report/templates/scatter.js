@@ -21,6 +21,16 @@
     axes: "PC1 / PC2",
   };
 
+  function menu(field, title, options) {
+    const select = document.createElement("select");
+    select.setAttribute("aria-label", title);
+    for (const [value, text] of options) {
+      select.append(new Option(text, value, false, state[field] === value));
+    }
+    select.addEventListener("change", () => { state[field] = select.value; draw(); });
+    return select;
+  }
+
   function radios(field, title, options) {
     const group = document.createElement("fieldset");
     const legend = document.createElement("legend");
@@ -28,6 +38,11 @@
     legend.textContent = title;
     choices.className = "choices";
     group.append(legend, choices);
+    controls.append(group);
+    if (options.length > 6) {
+      choices.append(menu(field, title, options));
+      return group;
+    }
     for (const [value, text] of options) {
       const label = document.createElement("label");
       const input = document.createElement("input");
@@ -38,7 +53,6 @@
       label.append(input, text);
       choices.append(label);
     }
-    controls.append(group);
     return group;
   }
 
@@ -82,7 +96,7 @@
       x: rows.map((n) => view.pc[first][n]),
       y: rows.map((n) => view.pc[second][n]),
       text: rows.map((n) => data.hover[writer][view.rows[n]]),
-      hovertemplate: "%{text}<extra></extra>",
+      hovertemplate: "%{text}<extra>%{fullData.name}</extra>",
       ...extra,
     };
   }
@@ -122,16 +136,16 @@
     const layout = {
       font: { family: css("--sans"), size: 12, color: css("--c-ink") },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      margin: { l: 50, r: 10, t: 10, b: 45 },
+      margin: { l: 50, r: 10, t: 10, b: 60 },
       xaxis: axis(view.axes[first]), yaxis: axis(view.axes[second]),
       legend: { orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", itemsizing: "constant" },
-      showlegend: true, hovermode: "closest", dragmode: coarse.matches ? false : "zoom",
+      showlegend: traces.length <= 16, hovermode: "closest", dragmode: coarse.matches ? false : "zoom",
       hoverlabel: { align: "left", bgcolor: css("--c-paper"), bordercolor: css("--c-muted"), font: { color: css("--c-ink"), size: 12 } },
     };
     const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "toImage"], displayModeBar: false };
     Plotly.react(target, traces, layout, config);
     if (kGroup) { kGroup.hidden = state.colour !== "cluster"; }
-    remark.textContent = state.colour === "score"
+    remark.textContent = traces.length > 16 ? "Too many clusters for a legend: hover over or tap a dot for its cluster." : state.colour === "score"
       ? "Misalignment of the " + writer + "'s answers, 0 aligned to 100 misaligned."
       : "Hover over or tap a dot for the question and the " + writer + "'s answer. Click a name to hide its dots; double-click the plot to reset it.";
   }
