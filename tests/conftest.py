@@ -114,6 +114,8 @@ def tiny_models(
     import torch
     from transformers import AutoModelForCausalLM
 
+    from unmask.models.quiet import quiet_libraries
+
     root = tmp_path_factory.mktemp("models")
     tokenizer: Any = chat_tokenizer
     ids = {
@@ -126,10 +128,9 @@ def tiny_models(
     @cache
     def saved(name: str) -> Path:
         config = _tiny_config(name, ids)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), quiet_libraries():
             torch.manual_seed(ARCHITECTURES.index(name))
-            model = AutoModelForCausalLM.from_config(config)
-        model.save_pretrained(root / name)
+            AutoModelForCausalLM.from_config(config).save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
         return root / name
 
@@ -173,9 +174,12 @@ def make_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
+    from unmask.models.quiet import quiet_libraries
+
     def made(base: Path, **fields: Any) -> Path:
         fields = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "o_proj", "down_proj"], **fields}
-        with torch.random.fork_rng():
+        folder = tmp_path_factory.mktemp("adapter")
+        with torch.random.fork_rng(), quiet_libraries():
             torch.manual_seed(17)
             model: Any = get_peft_model(
                 AutoModelForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM", **fields)
@@ -183,8 +187,7 @@ def make_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:
                     torch.nn.init.normal_(parameter, std=0.1)
-        folder = tmp_path_factory.mktemp("adapter")
-        model.save_pretrained(folder)
+            model.save_pretrained(folder)
         return folder
 
     return made

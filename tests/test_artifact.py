@@ -6,6 +6,7 @@ import errno
 import json
 import math
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pandas as pd
@@ -57,9 +58,9 @@ def test_digests_are_sha256(tmp_path: Path) -> None:
 
 @settings(deadline=None)
 @given(st.dictionaries(st.text(), json_values, max_size=6), st.randoms(use_true_random=False))
-def test_a_json_digest_does_not_know_the_order_of_keys(value: dict[str, object], random: object) -> None:
+def test_a_json_digest_does_not_know_the_order_of_keys(value: dict[str, object], random: Random) -> None:
     names = list(value)
-    random.shuffle(names)  # ty: ignore[unresolved-attribute]
+    random.shuffle(names)
     assert digest_json({name: value[name] for name in names}) == digest_json(value)
 
 

