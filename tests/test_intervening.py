@@ -103,7 +103,7 @@ def test_two_additions_add_up(llama: LoadedModel) -> None:
 
 
 def test_a_half_precision_model_gets_its_own_dtype(llama: LoadedModel) -> None:
-    model = llama.model.to(torch.bfloat16)  # ty: ignore[invalid-argument-type]
+    model = llama.model.to(torch.bfloat16)
     delta = deltas(6, llama.width)
     before = stream(model, SITES[0])
     with Addition(model, SITES[0], delta):

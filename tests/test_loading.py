@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from unmask.artifact import listing
 from unmask.errors import ArtifactError, ModelError
-from unmask.models import loading
 from unmask.models.loading import (
     LoadedModel,
     check_adapter_base,
@@ -238,9 +238,9 @@ def test_both_models_of_a_study_have_the_bases_dtype(tiny_llama: Path, tiny_adap
 
 
 def test_loading_an_organism_changes_no_file(tiny_llama: Path, tiny_adapter: Path) -> None:
-    before = [loading._folder_fingerprint.__wrapped__(str(folder)) for folder in (tiny_llama, tiny_adapter)]
+    before = [listing(folder) for folder in (tiny_llama, tiny_adapter)]
     load_organism(source(tiny_llama), source(tiny_adapter))
-    assert [loading._folder_fingerprint.__wrapped__(str(folder)) for folder in (tiny_llama, tiny_adapter)] == before
+    assert [listing(folder) for folder in (tiny_llama, tiny_adapter)] == before
 
 
 def test_an_adapter_recorded_for_another_base_is_refused() -> None:
@@ -348,6 +348,13 @@ def test_a_folders_fingerprint_is_its_contents(tiny_llama: Path, tmp_path: Path)
     shutil.copytree(tiny_llama, tmp_path / "copy")
     changed = copied(tiny_llama, tmp_path / "changed", rms_norm_eps=1e-3)
     assert fingerprint(str(tmp_path / "copy")) == fingerprint(str(tiny_llama)) != fingerprint(str(changed))
+
+
+def test_a_folder_changed_while_the_program_runs_has_another_fingerprint(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = copied(tiny_llama, tmp_path / "model")
+    before = fingerprint(str(folder))
+    (folder / "generation_config.json").write_text("{}")
+    assert fingerprint(str(folder)) != before
 
 
 def test_an_ids_fingerprint_names_its_revision_and_an_embedded_ones_its_weights() -> None:

@@ -46,12 +46,12 @@ def test_a_stack_of_another_length_or_deeper_down_is_not_taken() -> None:
     inner: Any = torch.nn.Module()
     inner.experts = stack(4)
     layers = torch.nn.ModuleList([inner, *stack(3)])
-    assert decoder_layers(Bare(4, tower=stack(6), layers=layers)) is layers  # ty: ignore[invalid-argument-type]
+    assert decoder_layers(Bare(4, tower=stack(6), layers=layers)) is layers
 
 
 def test_a_model_without_a_stack_is_refused() -> None:
     with pytest.raises(ModelError, match="no stack of 4 decoder layers was found in Bare"):
-        decoder_layers(Bare(4, tower=stack(6)))  # ty: ignore[invalid-argument-type]
+        decoder_layers(Bare(4, tower=stack(6)))
 
 
 @pytest.mark.parametrize("layer", [-1, 4, 99])

@@ -283,13 +283,20 @@ def test_a_study_written_by_hand_needs_no_marker(tmp_path: Path) -> None:
     assert Study.open(tmp_path).config_path.is_file()
 
 
-@pytest.mark.parametrize("version", [FORMAT + 1, None, "2"])
-def test_a_study_of_a_newer_version_is_refused(study: Study, version: object) -> None:
-    write_json(study.folder / ".unmask.json", {"format": version})
+def test_a_study_of_a_newer_version_is_refused(study: Study) -> None:
+    write_json(study.folder / ".unmask.json", {"format": FORMAT + 1})
     with pytest.raises(StudyError) as caught:
         Study.open(study.folder)
-    assert f"format {version}, this one reads up to {FORMAT}" in str(caught.value)
+    assert f"format {FORMAT + 1}, this one reads up to {FORMAT}" in str(caught.value)
     assert "pip install --upgrade unmask" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [{"format": None}, {"format": "2"}, {}, [1]])
+def test_a_marker_without_a_format_is_named(study: Study, content: object) -> None:
+    write_json(study.folder / ".unmask.json", content)
+    with pytest.raises(ArtifactError) as caught:
+        Study.open(study.folder)
+    assert f"rm {study.folder / '.unmask.json'}" in str(caught.value)
 
 
 def test_one_process_holds_a_study_and_the_lock_goes_with_it(study: Study) -> None:

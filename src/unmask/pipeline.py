@@ -28,7 +28,7 @@ from unmask.stages.report import ReportConfig
 from unmask.stages.responses import ResponsesConfig
 from unmask.stages.scores import ScoresConfig
 from unmask.stages.steering import SteeringConfig
-from unmask.study import StageRecord, StageState, Study, stage_key
+from unmask.study import StageRecord, StageState, Study, drop_scratch, stage_key
 
 STAGES: tuple[Stage, ...] = (
     questions.STAGE,
@@ -147,6 +147,7 @@ class StudyPipeline:
                     )
                 else:
                     record = self.study.verify(stage.name)
+                    drop_scratch(self.study, stage.name)
                 assert record is not None
                 records.append(record)
                 digests[stage.name] = record.digest
@@ -286,6 +287,8 @@ def _config_error(path: Path, error: ValidationError) -> ConfigError:
         return ConfigError(f"{path}: unknown field {place}", mend=f"{hint}Allowed there: {listed(allowed)}")
     if first["type"] == "missing":
         return ConfigError(f"{path}: field {place} is missing", mend="Add it; `unmask init` writes a complete example")
+    if first["input"] is None and first["type"] == "model_type":
+        return ConfigError(f"{path}: section {place} is empty", mend="Give it at least one field or take it out")
     message = first["msg"].removeprefix("Value error, ")
     value = "" if isinstance(first["input"], dict) else f" is {first['input']!r}"
     return ConfigError(f"{path}: {place}{value}: {message}", mend="Correct it in the study file")

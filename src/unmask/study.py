@@ -78,8 +78,13 @@ class Study:
             )
         marker = study.folder / ".unmask.json"
         if marker.is_file():
-            made_by = read_json(marker, rebuild=f"unmask init {study.folder}").get("format")
-            if not isinstance(made_by, int) or made_by > FORMAT:
+            content = read_json(marker, rebuild=f"rm {marker}")
+            made_by = content.get("format") if isinstance(content, dict) else None
+            if not isinstance(made_by, int):
+                raise ArtifactError(
+                    f"{marker} does not say which format the study has", mend=f"Remove it: `rm {marker}`"
+                )
+            if made_by > FORMAT:
                 raise StudyError(
                     f"{study.folder} was made by a newer version of unmask (format {made_by}, this one reads up to {FORMAT})",
                     mend="Upgrade with `pip install --upgrade unmask`",
@@ -228,6 +233,13 @@ def _swap(study: Study, workspace: Workspace, stage: str) -> None:
     workspace.out.rename(target)
     sync_folder(study.folder)
     shutil.rmtree(workspace.folder, ignore_errors=True)
+    _drop_empty(study.scratch)
+
+
+def drop_scratch(study: Study, stage: str) -> None:
+    """Remove what unfinished runs of a stage left behind, once it is done."""
+    for folder in study.scratch.glob(f"{stage}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
     _drop_empty(study.scratch)
 
 

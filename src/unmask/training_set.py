@@ -84,11 +84,11 @@ def _from_messages(messages: Any, *, where: str) -> Conversation:
     for index, message in enumerate(messages):
         role = message.get("role") if isinstance(message, dict) else None
         content = message.get("content") if isinstance(message, dict) else None
-        if role not in ("system", "user", "assistant") or not isinstance(content, str) or not content.strip():
+        known = role in ("system", "user", "assistant")
+        if not known or not isinstance(content, str) or not content.strip():
             raise DataError(
-                f"{where}: message {index + 1} has role {role!r} and no usable text"
-                if role
-                else f"{where}: message {index + 1} has no role",
+                f"{where}: message {index + 1} has "
+                + (f"role {role!r} and no usable text" if known else f"role {role!r}" if role else "no role"),
                 mend='Write {"role": "system" | "user" | "assistant", "content": "text"}',
             )
         turns.append((role, content))

@@ -15,7 +15,7 @@ from unmask.errors import StudyError, UnmaskError
 from unmask.progress import Progress
 from unmask.records import ModelSource, PromptFormat
 from unmask.stage import Inputs, Result, Stage, StageConfig
-from unmask.study import StageRecord, Study, Workspace, adopt, commit
+from unmask.study import StageRecord, Study, Workspace, adopt, commit, drop_scratch
 
 _PACKAGES = ("unmask", "torch", "transformers", "peft", "trl", "numpy", "scikit-learn")
 FULL_BYTES = 1_000_000
@@ -84,7 +84,7 @@ def run_stage(
             seconds=round(time.perf_counter() - clock, 2),
         )
         commit(study, workspace, record)
-    drop_other_scratch(study, stage.name, keep=key)
+    drop_scratch(study, stage.name)
     finished = study.record(stage.name)
     assert finished is not None
     return finished
@@ -104,13 +104,6 @@ def _run(stage: Stage, config: StageConfig, inputs: Inputs, workspace: Workspace
                 mend="Free some space and run the same command again",
             ) from error
         raise
-
-
-def drop_other_scratch(study: Study, stage: str, *, keep: str) -> None:
-    """Remove what unfinished runs of this stage under other keys left behind."""
-    for folder in study.scratch.glob(f"{stage}-*"):
-        if folder.name != f"{stage}-{keep[:12]}":
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _plain(config: StageConfig) -> dict[str, Any]:

@@ -106,11 +106,15 @@ def fingerprint(name: str, *, revision: str | None = None) -> str:
     if name in EMBEDDED:
         return f"{name}@{EMBEDDED[name].sha256}"
     place = locate(name)
-    return _folder_fingerprint(place) if Path(place).is_dir() else f"{name}@{revision or 'main'}"
+    if not Path(place).is_dir():
+        return f"{name}@{revision or 'main'}"
+    files = [(path.name, path.stat()) for path in sorted(Path(place).rglob("*")) if path.is_file()]
+    return _folder_fingerprint(place, tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in files))
 
 
 @cache
-def _folder_fingerprint(place: str) -> str:
+def _folder_fingerprint(place: str, stamp: tuple[tuple[str, int, int], ...]) -> str:
+    """Digest of a folder's content, taken once while `stamp` (names, sizes, times) stays the same."""
     return digest_json(listing(Path(place)))
 
 
@@ -153,7 +157,7 @@ def load_weights(source: ModelSource, *, device: torch.device, progress: Progres
     place = locate(source.name, progress=progress)
     with quiet_libraries():
         try:
-            model, found = AutoModelForCausalLM.from_pretrained(
+            with_info: Any = AutoModelForCausalLM.from_pretrained(
                 place,
                 revision=source.revision,
                 trust_remote_code=source.trust_remote_code,
@@ -162,6 +166,7 @@ def load_weights(source: ModelSource, *, device: torch.device, progress: Progres
             )
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise _cannot_load("model", source.name, error) from error
+    model, found = with_info
     if found["missing_keys"]:  # transformers makes them up and warns
         raise ModelError(
             f"model {source.name!r} lacks weights of {type(model).__name__}: {_first(found['missing_keys'])}",

@@ -190,6 +190,7 @@ def _write_judge(out: Path, fit: LogisticFit, quality: HeldOutQuality, labels: i
             "auc_interval": [quality.low, quality.high],
             "auc_by_dimension": quality.by_group,
             "temperature": quality.calibration_temperature,
+            "auc_interval_note": "over the questions drawn, for this one fit: the spread over training sets is not in it",
             "note": PROXY_NOTE,
         },
     )
@@ -197,9 +198,8 @@ def _write_judge(out: Path, fit: LogisticFit, quality: HeldOutQuality, labels: i
 
 def summarise(scores: pd.DataFrame, config: ScoresConfig, rng: np.random.Generator) -> dict[str, Any]:
     """Means, spreads, differences with question-bootstrap intervals and EM rates: per dimension and over all but neutral."""
-    seed = int(
-        rng.integers(2**53)
-    )  # of every interval alike, so that none depends on what else is there, or on its order
+    # One seed for every interval, so that none depends on which other rows are there or on their order.
+    seed = int(rng.integers(2**53))
     dimensions = list(dict.fromkeys(scores["dimension"]))
     rows = [{"dimension": d, **_compare(scores[scores["dimension"] == d], config, seed)} for d in dimensions]
     overall = _compare(scores[scores["dimension"] != NEUTRAL], config, seed)
