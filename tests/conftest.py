@@ -6,6 +6,8 @@ own copy and leaves the files alone.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
 from collections.abc import Callable
 from functools import cache
@@ -143,13 +145,25 @@ def architecture(request: pytest.FixtureRequest, tiny_models: Callable[[str], Pa
     return tiny_models(request.param)
 
 
-@pytest.fixture
-def each_model(architecture: Path) -> LoadedModel:
-    """Each tiny model in turn, freshly loaded."""
+@pytest.fixture(scope="session")
+def fresh() -> Callable[[Path], LoadedModel]:
+    """`fresh(folder)`: a copy, the test's own, of the model there."""
     from unmask.models.loading import load_base
     from unmask.records import ModelSource
 
-    return load_base(ModelSource(str(architecture)))
+    once = cache(lambda folder: load_base(ModelSource(str(folder))))
+
+    def copied(folder: Path) -> LoadedModel:
+        loaded = once(folder)
+        return dataclasses.replace(loaded, model=copy.deepcopy(loaded.model))
+
+    return copied
+
+
+@pytest.fixture
+def each_model(architecture: Path, fresh: Callable[[Path], LoadedModel]) -> LoadedModel:
+    """Each tiny model in turn."""
+    return fresh(architecture)
 
 
 @pytest.fixture(scope="session")
@@ -159,12 +173,9 @@ def tiny_llama(tiny_models: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture
-def llama(tiny_llama: Path) -> LoadedModel:
-    """`tiny_llama`, freshly loaded."""
-    from unmask.models.loading import load_base
-    from unmask.records import ModelSource
-
-    return load_base(ModelSource(str(tiny_llama)))
+def llama(tiny_llama: Path, fresh: Callable[[Path], LoadedModel]) -> LoadedModel:
+    """The model of `tiny_llama`."""
+    return fresh(tiny_llama)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -49,11 +50,12 @@ class Steps:
     """Counts what it is told, and can be told to interrupt as Ctrl-C does."""
 
     def __init__(self, *, stop_at: int | None = None, stop_at_end: bool = False) -> None:
-        self.total, self.done, self.stop_at, self.stop_at_end = 0, 0, stop_at, stop_at_end
+        self.total, self.begun, self.done = 0, 0, 0
+        self.stop_at, self.stop_at_end = stop_at, stop_at_end
         self.notes: list[str] = []
 
     def begin(self, label: str, *, total: int, done: int = 0) -> None:
-        self.total, self.done = total, done
+        self.total, self.begun, self.done = total, done, done
 
     def advance(self, units: int = 1) -> None:
         self.done += units
@@ -369,21 +371,30 @@ def empty(folder: Path) -> None:
         path.unlink()
 
 
+@pytest.fixture(scope="module")
+def interrupted(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run killed at its fifth step leaves: the checkpoints of steps 2 and 4."""
+    work = tmp_path_factory.mktemp("interrupted")
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_llama, work, progress=Steps(stop_at=5))
+    return work
+
+
 @pytest.mark.parametrize(
-    ("damage", "damaged"), [(unmark, [4]), (truncate, [4]), (lose, [4]), (empty, [4]), (truncate, [2, 4])]
+    ("damage", "damaged", "goes_on_from"),
+    [(unmark, [4], 2), (truncate, [4], 2), (lose, [4], 2), (empty, [4], 2), (truncate, [2], 4), (unmark, [2, 4], 0)],
 )
 def test_half_written_checkpoints_are_removed_and_not_used(
-    tiny_llama: Path, tmp_path: Path, whole: Any, damage: Callable[[Path], None], damaged: list[int]
+    tiny_llama: Path, tmp_path: Path, whole: Any, interrupted: Path, damage: Any, damaged: list[int], goes_on_from: int
 ) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        run(tiny_llama, tmp_path, progress=Steps(stop_at=5))
+    shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
     for step in damaged:
         damage(tmp_path / "checkpoints" / f"checkpoint-{step}")
-    start = Steps(stop_at=3 if damaged == [4] else 1)
-    with pytest.raises(KeyboardInterrupt):
-        run(tiny_llama, tmp_path, progress=start)
-    assert steps_of(tmp_path) == [step for step in (2, 4) if step not in damaged]
-    assert_ends_as(tmp_path, run(tiny_llama, tmp_path), whole)
+    progress = Steps()
+    curve = run(tiny_llama, tmp_path, progress=progress)
+    assert (progress.begun, progress.done) == (goes_on_from, 6)
+    assert steps_of(tmp_path) == [4, 6]
+    assert_ends_as(tmp_path, curve, whole)
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ class ModelSource:
 class PromptFormat:
     """How a question becomes a prompt, the same for both models.
 
-    `system_prompt` None leaves the chat template's own default, "" asks for none. `thinking` is the switch of templates
+    `system_prompt` None leaves the chat template's own default, "" is an empty system turn. `thinking` is the switch of templates
     that have one.
     """
 

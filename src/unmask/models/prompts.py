@@ -63,9 +63,30 @@ def prompt_ids_by_question(prompts: pd.DataFrame) -> dict[str, tuple[int, ...]]:
     }
 
 
+def end_mark(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that closes the assistant's turn in the chat template, which need not be the tokenizer's end mark.
+
+    Raises ModelError when there is neither.
+    """
+    probe = "probe"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": probe}]
+    tail = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(probe)[2]
+    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
+        if token in special:
+            return int(token)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            "the base model's tokenizer has no end mark", mend="Use a chat or instruct model as base.model"
+        )
+    return int(tokenizer.eos_token_id)
+
+
 def end_token_ids(tokenizer: PreTrainedTokenizerBase, generation_end: int | list[int] | None) -> frozenset[int]:
-    """Tokens that end an answer: the model's generation setting and the tokenizer's end mark."""
+    """Tokens that end an answer: the model's generation setting, the tokenizer's end mark, and the template's end of turn."""
     ends = [generation_end] if isinstance(generation_end, int) else list(generation_end or [])
     if tokenizer.eos_token_id is not None:
         ends.append(int(tokenizer.eos_token_id))
+    if tokenizer.chat_template:
+        ends.append(end_mark(tokenizer))
     return frozenset(ends)

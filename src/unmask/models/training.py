@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unmask.artifact import read_json, write_json
-from unmask.errors import ModelError
-from unmask.models.loading import first_line, load_tokenizer, load_weights, pick_device
-from unmask.models.prompts import render_prompt
+from unmask.errors import ModelError, listed
+from unmask.models.loading import load_tokenizer, load_weights, pick_device
+from unmask.models.prompts import end_mark, render_prompt
 from unmask.models.quiet import quiet_libraries
 from unmask.progress import Progress
 from unmask.records import Conversation, ModelSource, PromptFormat
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _MARK = "complete.json"
 
@@ -68,7 +68,7 @@ def encode_example(
     """Token ids of prompt, answer and end mark, with a mask that is 1 on answer and end mark only."""
     turns = [{"role": role, "content": content} for role, content in conversation.turns]
     prompt = list(render_prompt(tokenizer, turns, prompt_format).token_ids)
-    answer = [*tokenizer(conversation.answer, add_special_tokens=False)["input_ids"], int(tokenizer.eos_token_id)]
+    answer = [*tokenizer(conversation.answer, add_special_tokens=False)["input_ids"], end_mark(tokenizer)]
     mask = [0] * len(prompt) + [1] * len(answer)
     return {"input_ids": (prompt + answer)[:max_tokens], "completion_mask": mask[:max_tokens]}
 
@@ -166,9 +166,8 @@ def planned_steps(num_examples: int, recipe: Recipe) -> int:
 def _trainer(
     source: ModelSource, tokenizer: Any, dataset: Any, *, recipe: Recipe, checkpoints: Path, progress: Progress
 ) -> Any:
-    from peft import LoraConfig
-    from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from transformers.trainer_callback import PrinterCallback, TrainerCallback
+    from trl import SFTTrainer
 
     class Report(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -179,7 +178,46 @@ def _trainer(
             write_json(folder / _MARK, {name: size for name, size in _sizes(folder).items() if name != _MARK})
 
     device = pick_device()
-    arguments = SFTConfig(
+    model = load_weights(source, device=device)
+    adapter = _adapter(model, recipe, name=source.name) if recipe.method == "lora" else None
+    trainer = SFTTrainer(
+        model=model,
+        args=_arguments(recipe, checkpoints, on_gpu=device.type == "cuda"),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        peft_config=adapter,
+        callbacks=[Report()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _adapter(model: PreTrainedModel, recipe: Recipe, *, name: str) -> Any:
+    """The LoRA configuration. Raises ModelError for a projection that the model lacks: PEFT would pass over it in silence."""
+    from peft import LoraConfig
+
+    known = {module_name.rpartition(".")[2] for module_name, _ in model.named_modules()}
+    lacking = [projection for projection in recipe.projections if projection not in known]
+    if lacking:
+        raise ModelError(
+            f"{name} cannot be tuned as asked: it has no {listed(lacking)}",
+            mend="Set organism.projections to names of linear layers that this architecture has",
+        )
+    return LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,
+        use_rslora=recipe.rslora,
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+        target_modules=list(recipe.projections),
+    )
+
+
+def _arguments(recipe: Recipe, checkpoints: Path, *, on_gpu: bool) -> Any:
+    from trl import SFTConfig
+
+    return SFTConfig(
         output_dir=str(checkpoints),
         per_device_train_batch_size=recipe.batch_size,
         gradient_accumulation_steps=recipe.gradient_accumulation,
@@ -192,8 +230,8 @@ def _trainer(
         optim="adamw_torch",
         seed=recipe.seed,
         data_seed=recipe.seed,
-        bf16=device.type == "cuda",
-        gradient_checkpointing=device.type == "cuda",
+        bf16=on_gpu,
+        gradient_checkpointing=on_gpu,
         max_length=recipe.max_tokens,
         completion_only_loss=True,
         train_sampling_strategy="group_by_length",
@@ -205,35 +243,6 @@ def _trainer(
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    adapter = None
-    if recipe.method == "lora":
-        adapter = LoraConfig(
-            r=recipe.rank,
-            lora_alpha=recipe.alpha,
-            use_rslora=recipe.rslora,
-            lora_dropout=0.0,
-            bias="none",
-            task_type="CAUSAL_LM",
-            target_modules=list(recipe.projections),
-        )
-    try:
-        trainer = SFTTrainer(
-            model=load_weights(source, device=device),
-            args=arguments,
-            train_dataset=dataset,
-            processing_class=tokenizer,
-            peft_config=adapter,
-            callbacks=[Report()],
-        )
-    except ValueError as error:
-        raise ModelError(
-            f"{source.name} cannot be tuned as asked ({first_line(error)})",
-            mend="Set organism.projections to names of linear layers that this architecture has",
-        ) from error
-    from transformers.trainer_callback import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -6,7 +6,7 @@ Descriptive only: clusters of activations follow the topic of the questions, in 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Source = Literal["shift", "organism", "base"]
+Tables = dict[str, list["pd.DataFrame"]]
 SOURCES: tuple[Source, ...] = ("shift", "organism", "base")
 DEFAULT_K = (3, 4, 5, 7, 15, 50)
 
@@ -143,9 +144,7 @@ def run(config: DecompositionConfig, inputs: Inputs, workspace: Workspace) -> Re
     primary = primary_site(config, sites)
     ks = choose_k(config, len(questions))
     primary_k = config.primary_k if config.primary_k in ks else ks[0]
-    tables: dict[str, list[pd.DataFrame]] = {
-        name: [] for name in ("metrics", "clusters", "summary", "coordinates", "variance")
-    }
+    tables: Tables = {name: [] for name in ("metrics", "clusters", "summary", "coordinates", "variance")}
     geometry: dict[str, dict[str, float]] = {}
     inputs.progress.begin("decomposing", total=len(sites) * len(SOURCES) * len(ks))
     for site in sites:
@@ -157,29 +156,8 @@ def run(config: DecompositionConfig, inputs: Inputs, workspace: Workspace) -> Re
             tables["coordinates"].append(_coordinates(reduced, questions).assign(**where))
             tables["variance"].append(_variance(reduced).assign(**where))
             for k in ks:
-                for space, points in (("pca", reduced.scores_NC), ("full", matrices[source])):
-                    clustering = kmeans(points, k=k, seed=config.seed, restarts=config.restarts)
-                    sizes = clustering.sizes
-                    metrics = {
-                        **where,
-                        "space": space,
-                        "components": points.shape[1],
-                        "k": k,
-                        "inertia": clustering.inertia,
-                        "silhouette": clustering.silhouette,
-                        "ami_dimension": adjusted_mutual_information(
-                            clustering.labels_N, questions["dimension"].to_numpy()
-                        ),
-                        "ami_facet": adjusted_mutual_information(clustering.labels_N, questions["facet"].to_numpy()),
-                        "smallest": int(sizes.min()),
-                        "largest_share": float(sizes.max() / sizes.sum()),
-                        "seed": config.seed,
-                    }
-                    tables["metrics"].append(pd.DataFrame([metrics]))
-                    if space == "pca":
-                        assigned = questions.assign(cluster=clustering.labels_N, k=k, **where)
-                        tables["clusters"].append(assigned[CLUSTERS_SCHEMA.names])
-                        tables["summary"].append(_cluster_summary(assigned))
+                spaces = {"pca": reduced.scores_NC, "full": matrices[source]}
+                _cluster(config, spaces, questions, k=k, where=where, tables=tables)
                 inputs.progress.advance()
     inputs.progress.end()
     _write(workspace, tables)
@@ -207,6 +185,41 @@ def run(config: DecompositionConfig, inputs: Inputs, workspace: Workspace) -> Re
             "ami_with_dimension": {row.source: round(float(row.ami_dimension), 3) for row in chosen.itertuples()},
         }
     )
+
+
+def _cluster(
+    config: DecompositionConfig,
+    spaces: dict[str, np.ndarray],
+    questions: pd.DataFrame,
+    *,
+    k: int,
+    where: dict[str, str],
+    tables: Tables,
+) -> None:
+    """Cluster one matrix in its reduced and its full space; add the figures of both and the clusters of the reduced one."""
+    import pandas as pd
+
+    for space, points in spaces.items():
+        clustering = kmeans(points, k=k, seed=config.seed, restarts=config.restarts)
+        labels_N, sizes = clustering.labels_N, clustering.sizes
+        metrics = {
+            **where,
+            "space": space,
+            "components": points.shape[1],
+            "k": k,
+            "inertia": clustering.inertia,
+            "silhouette": clustering.silhouette,
+            "ami_dimension": adjusted_mutual_information(labels_N, questions["dimension"].to_numpy()),
+            "ami_facet": adjusted_mutual_information(labels_N, questions["facet"].to_numpy()),
+            "smallest": int(sizes.min()),
+            "largest_share": float(sizes.max() / sizes.sum()),
+            "seed": config.seed,
+        }
+        tables["metrics"].append(pd.DataFrame([metrics]))
+        if space == "pca":
+            assigned = questions.assign(cluster=labels_N, k=k, **where)
+            tables["clusters"].append(assigned[CLUSTERS_SCHEMA.names])
+            tables["summary"].append(_cluster_summary(assigned))
 
 
 def _load(inputs: Inputs) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -320,7 +333,7 @@ def _counts(counts: pd.Series) -> str:
     return json.dumps({str(name): int(value) for name, value in counts.items()}, sort_keys=True)
 
 
-def _write(workspace: Workspace, tables: dict[str, list[Any]]) -> None:
+def _write(workspace: Workspace, tables: Tables) -> None:
     import pandas as pd
 
     for name, file, schema in (
