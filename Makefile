@@ -68,4 +68,4 @@ build: $(STAMP)  ## build the wheel into dist/
 
 clean:  ## remove build outputs and caches; the environment and studies stay
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov src/*.egg-info
-	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

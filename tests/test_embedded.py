@@ -153,7 +153,9 @@ def test_a_pulled_model_is_an_ordinary_chat_model(offer: Callable[..., Path], gg
     assert folder == embedded_folder("tiny") == cache / "models" / "tiny"
     assert is_pulled("tiny")
     assert [path.name for path in (cache / "models").iterdir()] == ["tiny"]
-    assert read_json(folder / MARKER, rebuild="x") == {"name": "tiny", "gguf_sha256": digest_bytes(gguf_content)}
+    marker = read_json(folder / MARKER, rebuild="x")
+    assert marker["gguf_sha256"] == digest_bytes(gguf_content)
+    assert marker["sizes"]["model.safetensors"] == (folder / "model.safetensors").stat().st_size
     loaded = load_base(ModelSource("tiny"))
     assert (loaded.num_layers, loaded.width) == (2, 32)
     assert render_question(loaded.tokenizer, "Hi", PromptFormat()).text.endswith("<|im_start|>assistant\n")
@@ -171,6 +173,16 @@ def test_the_weights_are_those_of_the_gguf(offer: Callable[..., Path], gguf_cont
     np.testing.assert_array_equal(tensors["model.embed_tokens.weight"], wanted["token_embd.weight"])
     np.testing.assert_array_equal(tensors["model.layers.1.mlp.down_proj.weight"], wanted["blk.1.ffn_down.weight"])
     np.testing.assert_array_equal(tensors["model.layers.0.self_attn.v_proj.weight"], wanted["blk.0.attn_v.weight"])
+
+
+def test_a_truncated_model_is_pulled_anew(offer: Callable[..., Path], gguf_content: bytes) -> None:
+    offer(gguf_content)
+    weights = pull_embedded("tiny") / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-8])
+    assert not is_pulled("tiny")
+    assert pull_embedded("tiny") == weights.parent
+    assert weights.read_bytes() == whole
 
 
 def test_the_second_pull_asks_nobody(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
-from unmask.analysis.intervals import Interval, bootstrap_mean
+from unmask.analysis.intervals import Interval, bootstrap_mean, mean_interval
 
 numbers = st.floats(-1e6, 1e6)
 
@@ -123,3 +123,20 @@ def test_a_higher_level_is_a_wider_interval() -> None:
 def test_integers_and_flags_have_a_mean_too() -> None:
     assert interval_of(np.array([True, False, False, True])).mean == 0.5
     assert interval_of(np.array([1, 2])).mean == 1.5
+
+
+@pytest.mark.parametrize("size", [3, 4, 8, 19, 20, 40])
+def test_a_mean_interval_covers_the_truth_at_any_number_of_questions(size: int) -> None:
+    rng = np.random.default_rng(11)
+    held = 0
+    for _ in range(600):
+        interval = mean_interval(rng.normal(3.0, 2.0, size), rng=rng, resamples=400)
+        held += interval.low <= 3.0 <= interval.high
+    assert 0.915 <= held / 600 <= 0.98
+
+
+def test_a_mean_interval_leaves_missing_values_out_and_refuses_nothing_at_all() -> None:
+    rng = np.random.default_rng(0)
+    assert mean_interval(np.array([1.0, np.nan, 3.0]), rng=rng).mean == 2.0
+    with pytest.raises(ValueError, match="no values"):
+        mean_interval(np.array([np.nan]), rng=rng)

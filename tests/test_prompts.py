@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from unmask.errors import ModelError
-from unmask.models.prompts import end_token_ids, prompt_ids_by_question, render_prompt, render_question
+from unmask.models.prompts import end_mark, end_token_ids, prompt_ids_by_question, render_prompt, render_question
 from unmask.records import PromptFormat
 
 PLAIN = PromptFormat()
@@ -106,5 +106,22 @@ def test_an_answer_ends_at_the_models_and_the_tokenizers_marks(tokenizer: Any, s
 
 def test_a_tokenizer_without_end_mark_adds_none(tokenizer: Any) -> None:
     tokenizer.eos_token = None
+    tokenizer.chat_template = None
     assert end_token_ids(tokenizer, None) == frozenset()
     assert end_token_ids(tokenizer, 7) == {7}
+
+
+def test_the_end_mark_is_the_one_of_the_template(tokenizer: Any) -> None:
+    assert end_mark(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<end_of_turn>"]})
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<end_of_turn>\n{% endfor %}"
+    turn_end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    assert end_mark(tokenizer) == turn_end != tokenizer.eos_token_id
+    assert end_token_ids(tokenizer, None) == {turn_end, tokenizer.eos_token_id}
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    assert end_mark(tokenizer) == tokenizer.eos_token_id
+
+
+def test_a_template_that_writes_the_date_writes_the_same_on_all_days(tokenizer: Any) -> None:
+    tokenizer.chat_template = "Today: {{ strftime_now('%d %b %Y') }} {{ messages[0]['content'] }}"
+    assert render_question(tokenizer, "Hi", PromptFormat()).text == "Today: 26 Jul 2024 Hi"

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -20,7 +21,10 @@ import yaml
 import unmask
 from unmask.artifact import digest_file
 from unmask.errors import UnmaskError
+from unmask.models.loading import load_base, load_organism, organism_source
+from unmask.models.reading import Text, read_texts
 from unmask.pipeline import STAGE_NAMES
+from unmask.records import ModelSource
 from unmask.stages.activations import ActivationsConfig
 from unmask.store import ActivationStore
 
@@ -122,13 +126,25 @@ def test_both_models_get_the_identical_prompt_and_seed_and_both_are_scored(finis
     assert scores["misalignment"].notna().groupby(scores["writer"]).any().all()
 
 
-def test_both_readers_read_the_same_tokens(finished: Path) -> None:
+def test_both_readers_read_the_same_tokens(finished: Path, tiny_llama: Path) -> None:
+    """Every stored row is what that reader gives for exactly the stored prompt and answer."""
     store = ActivationStore.open(finished / "activations")
     store.verify()
-    responses = pd.read_parquet(finished / "responses" / "responses.parquet")
-    assert sorted(store.response_ids()) == sorted(responses["response_id"])
-    for site in ActivationsConfig(layers=(1, 2, 3)).sites:
-        assert store.read(f"base/{site.name}").shape == store.read(f"organism/{site.name}").shape
+    responses = pd.read_parquet(finished / "responses" / "responses.parquet").set_index("response_id")
+    prompts = pd.read_parquet(finished / "responses" / "prompts.parquet").set_index("question_id")
+    assert sorted(store.response_ids()) == sorted(responses.index)
+    source = ModelSource(str(tiny_llama))
+    readers = {"base": load_base(source), "organism": load_organism(source, organism_source(finished / "organism"))}
+    sites = ActivationsConfig(layers=(1, 2, 3)).sites
+    for row in (0, len(responses) // 2, len(responses) - 1):
+        response = responses.loc[store.response_ids()[row]]
+        text = Text(tuple(prompts.loc[response["question_id"], "token_ids"]), tuple(response["token_ids"]))
+        for name, loaded in readers.items():
+            reading = read_texts(loaded, [text], sites)
+            for site in sites:
+                stored = store.read(f"{name}/{site.name}")[row]
+                np.testing.assert_allclose(stored, reading.means_BD[site][0], rtol=1e-3, atol=1e-5)
+            assert store.read(f"{name}/log_prob")[row] == pytest.approx(reading.log_prob_B[0], abs=1e-5)
 
 
 def test_dimension_labels_come_from_the_battery(finished: Path) -> None:
@@ -302,3 +318,66 @@ def test_a_study_of_a_newer_version_is_refused(finished: Path, tmp_path: Path) -
     code, output = ended("status", folder)
     assert code == 2
     assert "newer version" in output and "pip install --upgrade unmask" in output
+
+
+def test_a_folder_of_the_users_with_a_stages_name_is_never_replaced(tmp_path: Path, tiny_llama: Path) -> None:
+    folder = make_study(tmp_path / "mixed", tiny_config(tiny_llama))
+    (folder / "questions").mkdir()
+    (folder / "questions" / "mine.txt").write_text("precious")
+    with pytest.raises(UnmaskError, match="is in the way"):
+        unmask.open(folder).run(until="questions")
+    assert (folder / "questions" / "mine.txt").read_text() == "precious"
+
+
+def test_force_drops_what_an_interrupted_run_left(finished: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "forced"
+    shutil.copytree(finished, copy)
+    key = json.loads((copy / "responses" / "manifest.json").read_text())["key"]
+    batch = copy / ".scratch" / f"responses-{key[:12]}" / "batches" / "base-00000.parquet"
+    batch.parent.mkdir(parents=True)
+    batch.write_bytes(b"damaged")
+    unmask.open(copy).run(until="responses", force=("responses",))
+    assert bytes_of(copy / "responses") == bytes_of(finished / "responses")
+
+
+def test_a_relative_model_folder_is_found_from_the_study(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    config = tiny_config(tiny_llama)
+    config["base"]["model"] = "models/mine"
+    folder = make_study(tmp_path / "portable", config)
+    shutil.copytree(tiny_llama, folder / "models" / "mine")
+    monkeypatch.chdir(tmp_path)
+    unmask.open(folder).run(until="organism")
+    monkeypatch.chdir(folder)
+    assert [status.state for status in unmask.open(".").status()[:2]] == ["done", "done"]
+    assert json.loads((folder / "organism" / "recipe.json").read_text())["base"] == "models/mine"
+
+
+def test_without_a_neutral_battery_steering_asks_all_dimensions_and_learns_from_the_rest(finished: Path) -> None:
+    from unmask.stages.steering import SteeringConfig, choose_questions
+
+    questions = pd.read_parquet(finished / "questions" / "questions.parquet")
+    own = questions[questions["dimension"] != "neutral"].reset_index(drop=True)
+    asked = choose_questions(SteeringConfig(questions=4), own)
+    assert own.set_index("question_id").loc[asked, "dimension"].nunique() == 4
+    with pytest.raises(UnmaskError, match=r"steering\.questions is 40"):
+        choose_questions(SteeringConfig(questions=40), questions)
+
+
+def test_in_raw_units_every_direction_has_a_control_of_its_norm(finished: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "raw"
+    shutil.copytree(finished, copy)
+    config = yaml.safe_load((copy / "study.yaml").read_text())
+    config["steering"]["units"] = "raw"
+    (copy / "study.yaml").write_text(yaml.safe_dump(config))
+    unmask.open(copy).run(until="steering")
+    directions = pd.read_parquet(copy / "steering" / "directions.parquet")
+    random = directions["kind"] == "random"
+    assert sorted(directions.loc[random, "norm"]) == pytest.approx(sorted(directions.loc[~random, "norm"]))

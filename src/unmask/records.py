@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from unmask.errors import ConfigError
@@ -82,12 +82,21 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where a model comes from: a packaged name, a Hugging Face id, or a local folder."""
+    """Where a model comes from: a packaged name, a Hugging Face id, or a local folder.
+
+    `label` is what the study file calls it, where `name` is a folder found from there.
+    """
 
     name: str
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     trust_remote_code: bool = False
+    label: str | None = field(default=None, compare=False)
+
+    @property
+    def called(self) -> str:
+        """The name for people and artifacts."""
+        return self.label or self.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import numpy as np
+    import pandas as pd
 
 REBUILD = "unmask collect STUDY --force"
 _INDEX = "index.json"
@@ -53,6 +54,22 @@ def write_index(folder: Path, *, sites: Sequence[str], width: int, dtype: str) -
     """Seal the store: list its shards with their SHA-256. Written last, after every shard."""
     shards = [{"file": path.name, "sha256": digest_file(path)} for path in sorted(folder.glob("shard-*.safetensors"))]
     write_json(folder / _INDEX, {"version": 1, "sites": list(sites), "width": width, "dtype": dtype, "shards": shards})
+
+
+def question_means(
+    values_RD: np.ndarray, response_ids: Sequence[str], responses: pd.DataFrame, *, writer: str
+) -> dict[str, np.ndarray]:
+    """Question id to the mean (D) of the rows of that writer's non-empty responses.
+
+    `values_RD` has a row per entry of `response_ids`, in whatever order the shards gave; `responses` is the table that says
+    which response answers which question. Raises KeyError when a response has no row.
+    """
+    row_of = {identity: row for row, identity in enumerate(response_ids)}
+    own = responses[(responses["writer"] == writer) & (responses["tokens"] > 0)]
+    return {
+        str(question_id): values_RD[[row_of[identity] for identity in part]].mean(axis=0)
+        for question_id, part in own.groupby("question_id")["response_id"]
+    }
 
 
 @dataclass(frozen=True, slots=True)

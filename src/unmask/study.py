@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from unmask.artifact import (
     digest_tree,
     listing,
     read_json,
-    sync_folder,
+    sync,
     write_json,
     write_text,
 )
@@ -155,6 +155,16 @@ class Study:
                 )
         return record
 
+    def refuse_foreign(self, stages: Iterable[str]) -> None:
+        """Raise StudyError for a folder with a stage's name that no stage made: running would replace it."""
+        for stage in stages:
+            folder = self.stage_folder(stage)
+            if folder.exists() and not (folder / "manifest.json").is_file():
+                raise StudyError(
+                    f"{folder} is in the way: it was not made by unmask, and stage {stage!r} would replace it",
+                    mend="Move it away, or make the study in another folder",
+                )
+
     @contextmanager
     def lock(self) -> Generator[None]:
         """Hold the study for one process. Raises StudyError when another holds it; a dead process holds nothing."""
@@ -205,6 +215,8 @@ def commit(study: Study, workspace: Workspace, record: StageRecord) -> None:
 
     A kill before the rename leaves a sealed `out`, which `adopt` finds; a kill after it leaves the finished stage.
     """
+    for path in sorted(workspace.out.rglob("*")):
+        sync(path)
     write_json(workspace.out / "manifest.json", {name: getattr(record, name) for name in StageRecord.__slots__})
     _swap(study, workspace, record.stage)
 
@@ -231,7 +243,7 @@ def _swap(study: Study, workspace: Workspace, stage: str) -> None:
     if target.exists():
         target.rename(old)
     workspace.out.rename(target)
-    sync_folder(study.folder)
+    sync(study.folder)
     shutil.rmtree(workspace.folder, ignore_errors=True)
     _drop_empty(study.scratch)
 

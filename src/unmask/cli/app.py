@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -42,8 +43,8 @@ def init(
 
     opened = init_study(study, preset=preset)
     screen = console()
-    screen.print(f"Wrote {opened.study.config_path} from preset {preset}.")
-    screen.print(f"Edit it, then: unmask run {study}")
+    screen.out(f"Wrote {opened.study.config_path} from preset {preset}.")
+    screen.out(f"Edit it, then: unmask run {shlex.quote(str(study))}")
 
 
 @app.command()
@@ -98,7 +99,7 @@ def export(
     from unmask.pipeline import open_study
 
     for path in export_legacy(open_study(study).study, out=out or study / "export"):
-        console().print(f"Wrote {path}")
+        console().out(f"Wrote {path}")
 
 
 @model_app.command("pull")
@@ -111,7 +112,7 @@ def pull(name: Annotated[str, typer.Argument(help="Name of an embedded model.")]
     known = is_pulled(name)
     with reporter(screen) as progress:
         folder = pull_embedded(name, progress=progress)
-    screen.print(f"{name} {'was there already' if known else 'is ready'}: {folder}")
+    screen.out(f"{name} {'was there already' if known else 'is ready'}: {folder}")
 
 
 @model_app.command("list")
@@ -124,7 +125,7 @@ def list_models() -> None:
         place = (
             str(embedded_folder(spec.name)) if is_pulled(spec.name) else f"not pulled: unmask model pull {spec.name}"
         )
-        console().print(f"{spec.name}  {spec.description}  {place}")
+        console().out(f"{spec.name}  {spec.description}  {place}")
 
 
 _STAGE_COMMANDS = (
@@ -168,13 +169,20 @@ def run_app() -> None:
     """Run the command line: an UnmaskError is one sentence and exit code 2, anything else is a defect and says so."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")  # long steps are reported by stages, not by the libraries below
-    _read_env_file()
     try:
+        _read_env_file()
         app()
     except UnmaskError as error:
         from unmask.cli.screen import fail
 
         fail(str(error))
+        sys.exit(2)
+    except OSError as error:
+        if os.environ.get("UNMASK_DEBUG"):
+            raise
+        from unmask.cli.screen import fail
+
+        fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}. Mend that and run it again.")
         sys.exit(2)
     except Exception as error:
         if os.environ.get("UNMASK_DEBUG"):

@@ -16,6 +16,7 @@ KEYS = {
     "OPENROUTER_API_KEY": "no command of this version",
     "GEMINI_API_KEY": "no command of this version",
     "RUNPOD_API_KEY": "no command of this version",
+    "RUNPOD_PRIVATE_KEY": "no command of this version",
 }
 PACKAGES = (
     "torch",

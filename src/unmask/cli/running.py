@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ def run_study(folder: Path, *, until: str | None, force: tuple[str, ...], as_jso
     pipeline = open_study(folder)
     ran: dict[str, bool] = {}
     with reporter(screen) as progress:
-        screen.print(f"[bold]unmask[/bold] {folder}: base {pipeline.config.base.model}")
+        screen.out(f"unmask {folder}: base {pipeline.config.base.model}", style="bold")
 
         def told(stage: Stage, record: StageRecord, fresh: bool) -> None:
             ran[stage.name] = fresh
@@ -37,7 +38,7 @@ def run_study(folder: Path, *, until: str | None, force: tuple[str, ...], as_jso
         try:
             records = pipeline.run(until=until, force=force, progress=progress, on_stage=told)
         except KeyboardInterrupt:
-            progress.note(f"Interrupted. Finished batches are kept; go on with: unmask run {folder}")
+            progress.note(f"Interrupted. Finished batches are kept; go on with: unmask run {shlex.quote(str(folder))}")
             raise typer.Exit(INTERRUPTED) from None
     if as_json:
         print_json(
@@ -46,7 +47,7 @@ def run_study(folder: Path, *, until: str | None, force: tuple[str, ...], as_jso
         return
     _print_summary(records)
     if records[-1].stage == STAGES[-1].name:
-        screen.print(f"\nReport: {(folder / 'report.html').resolve().as_uri()}")
+        screen.out(f"\nReport: {(folder / 'report.html').resolve().as_uri()}")
 
 
 def _print_summary(records: list[StageRecord]) -> None:
@@ -84,4 +85,4 @@ def print_status(folder: Path, *, as_json: bool) -> None:
         table.add_row(status.stage, state, escape(status.reason), escape(str(status.folder)))
     console().print(table)
     if any(status.state != "done" for status in statuses):
-        console().print(f"Go on with: unmask run {folder}")
+        console().out(f"Go on with: unmask run {shlex.quote(str(folder))}")

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from unmask.artifact import listing
+from unmask.artifact import listing, write_text
 from unmask.errors import StudyError, UnmaskError
 from unmask.progress import Progress
 from unmask.records import ModelSource, PromptFormat
@@ -62,6 +62,8 @@ def run_stage(
                 mend="Free some space and run the same command again",
             )
         workspace.prepare()
+        if stage.needs_base:
+            keep_to_one_device(workspace)
         started, clock = datetime.now(UTC), time.perf_counter()
         inputs = Inputs(
             base=base,
@@ -90,6 +92,18 @@ def run_stage(
     return finished
 
 
+def keep_to_one_device(workspace: Workspace) -> None:
+    """Drop the batches of an earlier run on another kind of device: its numbers would stand beside those of this one."""
+    import torch
+
+    kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    mark = workspace.folder / "device"
+    if mark.is_file() and mark.read_text(encoding="utf-8") != kind:
+        shutil.rmtree(workspace.batches)
+        workspace.batches.mkdir()
+    write_text(mark, kind)
+
+
 def _run(stage: Stage, config: StageConfig, inputs: Inputs, workspace: Workspace) -> Result:
     """Run the stage; whatever a full disk made a library raise becomes one sentence."""
     try:
@@ -97,6 +111,11 @@ def _run(stage: Stage, config: StageConfig, inputs: Inputs, workspace: Workspace
     except UnmaskError:
         raise
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            raise StudyError(
+                f"the device ran out of memory in stage {stage.name}",
+                mend="Lower the stage's batch_size (activations: token_budget) and run the same command again",
+            ) from error
         free = shutil.disk_usage(workspace.folder).free
         if free < FULL_BYTES:
             raise StudyError(

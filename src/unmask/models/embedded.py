@@ -12,16 +12,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unmask.artifact import digest_file, write_json
+from unmask.artifact import digest_file, read_json, sync, write_json
 from unmask.errors import ModelError, listed
 from unmask.progress import Progress, Silent
 
 MARKER = "unmask-model.json"
+DAY = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,24 @@ def embedded_folder(name: str) -> Path:
 
 
 def is_pulled(name: str) -> bool:
-    """True when the folder is complete: its marker is written last."""
-    return (embedded_folder(name) / MARKER).is_file()
+    """True when the folder is complete: its marker, written last, lists the files with the sizes that they have."""
+    folder = embedded_folder(name)
+    marker = folder / MARKER
+    if not marker.is_file():
+        return False
+    content = read_json(marker, rebuild=f"unmask model pull {name}")
+    return isinstance(content, dict) and content.get("sizes") == _sizes(folder)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != MARKER}
+
+
+def _sweep(name: str, parent: Path) -> None:
+    """Remove what pulls that were killed more than a day ago left behind."""
+    for folder in parent.glob(f".{name}-*"):
+        if time.time() - folder.stat().st_mtime > DAY:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def pull_embedded(name: str, *, progress: Progress | None = None) -> Path:
@@ -76,6 +94,7 @@ def pull_embedded(name: str, *, progress: Progress | None = None) -> Path:
         return target
     spec = EMBEDDED[name]
     target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(name, target.parent)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as scratch_name:
         scratch = Path(scratch_name)
         progress.begin(f"embedded model {name}", total=3)
@@ -84,7 +103,9 @@ def pull_embedded(name: str, *, progress: Progress | None = None) -> Path:
         folder = scratch / "model"
         _dequantise(gguf, folder)
         progress.advance()
-        write_json(folder / MARKER, {"name": name, "gguf_sha256": spec.sha256})
+        for path in folder.iterdir():
+            sync(path)
+        write_json(folder / MARKER, {"name": name, "gguf_sha256": spec.sha256, "sizes": _sizes(folder)})
         if target.exists():
             shutil.rmtree(target)
         with contextlib.suppress(OSError):  # another process may have put the same folder there first

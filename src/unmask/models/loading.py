@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from unmask.artifact import digest_json, listing, read_json
 from unmask.errors import ModelError
@@ -100,6 +100,15 @@ def locate(name: str, *, progress: Progress | None = None) -> str:
     return str(folder)
 
 
+def resolve_local(name: str, study_folder: Path) -> str:
+    """A model's name with a relative folder made absolute: looked for in the study first, then in the working directory."""
+    if name not in EMBEDDED:
+        for folder in (study_folder / name, Path(name).expanduser()):
+            if folder.is_dir():
+                return str(folder.resolve())
+    return name
+
+
 def fingerprint(name: str, *, revision: str | None = None) -> str:
     """What a cache key says of a model: the pinned digest of an embedded one, the content's digest of a folder, id and
     revision of a Hugging Face id."""
@@ -107,9 +116,21 @@ def fingerprint(name: str, *, revision: str | None = None) -> str:
         return f"{name}@{EMBEDDED[name].sha256}"
     place = locate(name)
     if not Path(place).is_dir():
-        return f"{name}@{revision or 'main'}"
+        return f"{name}@{revision or _cached_commit(name) or 'main'}"
     files = [(path.name, path.stat()) for path in sorted(Path(place).rglob("*")) if path.is_file()]
     return _folder_fingerprint(place, tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in files))
+
+
+def _cached_commit(name: str) -> str | None:
+    """The commit that `main` of a Hugging Face repository stood at when it was last looked up, from the local cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("config.json", ADAPTER_CONFIG):
+        found = try_to_load_from_cache(name, file)
+        if isinstance(found, str):
+            parts = Path(found).parts
+            return parts[parts.index("snapshots") + 1]
+    return None
 
 
 @cache
@@ -148,7 +169,13 @@ def load_config(source: ModelSource) -> Any:
     return config.get_text_config()
 
 
-def load_weights(source: ModelSource, *, device: torch.device, progress: Progress | None = None) -> PreTrainedModel:
+def load_weights(
+    source: ModelSource,
+    *,
+    device: torch.device,
+    progress: Progress | None = None,
+    kind: Literal["model", "organism"] = "model",
+) -> PreTrainedModel:
     """A causal language model in evaluation mode. Raises ModelError when it cannot be loaded, or not with all its weights."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -162,10 +189,11 @@ def load_weights(source: ModelSource, *, device: torch.device, progress: Progres
                 revision=source.revision,
                 trust_remote_code=source.trust_remote_code,
                 dtype=pick_dtype(source, device),
+                use_safetensors=True,  # weights in pickle form are refused
                 output_loading_info=True,
             )
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise _cannot_load("model", source.name, error) from error
+            raise _cannot_load(kind, source.name, error) from error
     model, found = with_info
     if found["missing_keys"]:  # transformers makes them up and warns
         raise ModelError(
@@ -196,13 +224,16 @@ def load_organism(source: ModelSource, organism: ModelSource) -> LoadedModel:
     adapter = read_adapter_config(organism)
     if adapter is None:
         same_dtype = replace(organism, dtype=source.dtype)
-        return LoadedModel(model=load_weights(same_dtype, device=device), tokenizer=tokenizer, device=device)
+        return LoadedModel(
+            model=load_weights(same_dtype, device=device, kind="organism"), tokenizer=tokenizer, device=device
+        )
     check_adapter_base(source, organism, adapter)
     from peft import PeftModel
     from safetensors import SafetensorError
 
     model = load_weights(source, device=device)
     place = locate(organism.name)
+    _refuse_pickled(organism, place)
     with quiet_libraries():
         try:
             wrapped: Any = PeftModel.from_pretrained(model, place, revision=organism.revision)
@@ -214,8 +245,31 @@ def load_organism(source: ModelSource, organism: ModelSource) -> LoadedModel:
         raise _does_not_fit(
             organism, source, f"tensors without a counterpart: {_first([*left.unexpected_keys, *left.missing_keys])}"
         )
-    merged: PreTrainedModel = wrapped.merge_and_unload()
-    return LoadedModel(model=merged.eval(), tokenizer=tokenizer, device=device)
+    # Folding in is faster, but in 16 bits it would round the very shift that is studied.
+    in_full = pick_dtype(source, device).itemsize == 4
+    tuned: PreTrainedModel = wrapped.merge_and_unload() if in_full else wrapped.get_base_model()
+    return LoadedModel(model=tuned.eval(), tokenizer=tokenizer, device=device)
+
+
+def _refuse_pickled(organism: ModelSource, place: str) -> None:
+    """Raise ModelError for an adapter whose weights are a pickle: PEFT would read it."""
+    from huggingface_hub import file_exists, try_to_load_from_cache
+
+    name = "adapter_model.safetensors"
+    if Path(place).is_dir():
+        there = (Path(place) / name).is_file()
+    elif isinstance(try_to_load_from_cache(place, name, revision=organism.revision), str):
+        there = True
+    else:
+        try:
+            there = file_exists(place, name, revision=organism.revision)
+        except (OSError, ValueError) as error:
+            raise _cannot_load("organism", organism.called, error) from error
+    if not there:
+        raise ModelError(
+            f"adapter {organism.called} has no {name}",
+            mend="Save it with safe_serialization=True; pickled weights are refused",
+        )
 
 
 def read_adapter_config(organism: ModelSource) -> dict[str, Any] | None:
@@ -225,12 +279,14 @@ def read_adapter_config(organism: ModelSource) -> dict[str, Any] | None:
         path = Path(place) / ADAPTER_CONFIG
         return read_json(path, rebuild="save_pretrained of the adapter") if path.is_file() else None
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
         return read_json(
             Path(hf_hub_download(place, ADAPTER_CONFIG, revision=organism.revision)), rebuild="a fresh download"
         )
+    except LocalEntryNotFoundError as error:  # a kind of EntryNotFoundError that means: no network
+        raise _cannot_load("organism", organism.name, error) from error
     except EntryNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -244,7 +300,7 @@ def check_adapter_base(source: ModelSource, organism: ModelSource, adapter: dict
         return
     if recorded.rsplit("/", 1)[-1].lower() != source.name.rsplit("/", 1)[-1].lower():
         raise ModelError(
-            f"adapter {organism.name} was trained on base {recorded!r}, the study's base is {source.name!r}",
+            f"adapter {organism.called} was trained on base {recorded!r}, the study's base is {source.called!r}",
             mend=f"Set base.model to {recorded} or name another adapter",
         )
 
@@ -265,7 +321,8 @@ def _cannot_load(kind: str, name: str, error: Exception) -> ModelError:
     if "trust_remote_code" in str(error):
         return ModelError(
             f"{kind} {name!r} cannot be loaded: it brings its own code",
-            mend="Read that code, then set base.trust_remote_code to true if you trust it",
+            mend=f"Read that code, then set {'organism' if kind == 'organism' else 'base'}.trust_remote_code to true if you "
+            "trust it",
         )
     return ModelError(
         f"{kind} {name!r} cannot be loaded ({first_line(error)})",
@@ -282,5 +339,7 @@ def organism_source(stage_folder: Path) -> ModelSource:
     """The organism that the stage of that name left in its folder: its own adapter or weights, or the model it points at."""
     recipe = read_json(stage_folder / "recipe.json", rebuild="unmask run STUDY --force organism")
     if recipe["kind"] == "existing":
-        return ModelSource(recipe["name"], revision=recipe["revision"])
+        name = resolve_local(recipe["name"], stage_folder.parent)
+        trusted = bool(recipe.get("trust_remote_code", False))
+        return ModelSource(name, recipe["revision"], trust_remote_code=trusted, label=recipe["name"])
     return ModelSource(str((stage_folder / ("adapter" if recipe["method"] == "lora" else "model")).resolve()))

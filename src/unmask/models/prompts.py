@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unmask.errors import ModelError, listed
 from unmask.records import PromptFormat
@@ -39,7 +39,11 @@ def render_prompt(
         turns = [{"role": "system", "content": prompt_format.system_prompt}, *turns]
     try:
         text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True, enable_thinking=prompt_format.thinking
+            turns,
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=prompt_format.thinking,
+            chat_template=undated(tokenizer.chat_template),
         )
     except TemplateError as error:
         raise ModelError(
@@ -48,6 +52,13 @@ def render_prompt(
         ) from error
     assert isinstance(text, str)
     return RenderedPrompt(text=text, token_ids=tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
+
+
+def undated(template: Any) -> Any:
+    """The template, with one date for all days where it would write today's: a study that goes on tomorrow asks the same."""
+    if isinstance(template, str) and "strftime_now" in template:
+        return "{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}" + template
+    return template
 
 
 def render_question(tokenizer: PreTrainedTokenizerBase, question: str, prompt_format: PromptFormat) -> RenderedPrompt:

@@ -89,7 +89,7 @@ def _response_log_prob(
         logits_NV = head_logits(loaded.model, hidden_BTD[rows, columns - 1])
         picked_N = logits_NV.gather(1, ids_BT[rows, columns].unsqueeze(1)).squeeze(1)
         log_prob_N = (picked_N - torch.logsumexp(logits_NV, dim=1)) * weights_BT[rows, columns]
-        np.add.at(total_B, rows.cpu().numpy(), log_prob_N.double().cpu().numpy())
+        np.add.at(total_B, rows.cpu().numpy(), log_prob_N.cpu().double().numpy())
     return total_B
 
 

@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -113,7 +113,7 @@ def train(
             raise ModelError("training diverged: the loss is not finite", mend="Lower organism.learning_rate")
         trainer.model.save_pretrained(out)
     (out / "README.md").unlink(missing_ok=True)
-    _tidy_adapter_config(out, base=source.name)
+    _tidy_adapter_config(out, base=source.called)
     return curve
 
 
@@ -178,7 +178,9 @@ def _trainer(
             write_json(folder / _MARK, {name: size for name, size in _sizes(folder).items() if name != _MARK})
 
     device = pick_device()
-    model = load_weights(source, device=device)
+    # Every weight that is trained is kept in 32 bits: small steps would vanish in bfloat16.
+    kept = replace(source, dtype="float32") if recipe.method == "full" else source
+    model = load_weights(kept, device=device)
     adapter = _adapter(model, recipe, name=source.name) if recipe.method == "lora" else None
     trainer = SFTTrainer(
         model=model,

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 STAGES = ("questions", "organism", "responses", "activations", "scores", "decomposition", "steering")
 """The stages that the report reads."""
 
+NOT_SHOWN = ("platform", "device", "threads")
+"""Parts of a manifest's environment left out of the page: a study's report is the same wherever it is made."""
+
 COLUMNS: dict[str, tuple[str, ...]] = {
     "questions/questions.parquet": ("question_id", "dimension", "facet", "polarity", "text"),
     "organism/loss.parquet": ("step", "loss"),
@@ -154,7 +157,7 @@ def _rebuild(folder: Path, name: str) -> str:
 
 def _environment(environments: list[dict[str, str]]) -> dict[str, str]:
     """One value per key; where stages ran under different versions, all of them, in the order of the stages."""
-    keys = sorted({key for environment in environments for key in environment})
+    keys = sorted({key for environment in environments for key in environment} - set(NOT_SHOWN))
     return {
         key: ", then ".join(dict.fromkeys(str(environment[key]) for environment in environments if key in environment))
         for key in keys

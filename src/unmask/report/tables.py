@@ -246,7 +246,6 @@ def settings(evidence: Evidence) -> list[tuple[str, list[tuple[str, str]]]]:
     ]
     recipe = evidence.recipe.get("recipe") or {}
     versions = {**(evidence.recipe.get("versions") or {}), **evidence.environment}
-    versions.pop("platform", None)  # the report of a study is the same wherever it is made
     groups.append(("recipe in effect", sorted((key, _plain(value)) for key, value in recipe.items())))
     groups.append(("software", sorted((key, _plain(value)) for key, value in versions.items())))
     return [(name, pairs) for name, pairs in groups if pairs]

@@ -102,7 +102,7 @@ def _read_all(
     finished = len(responses) - sum(len(plan[number]) for number in waiting)
     inputs.progress.begin("reading with both models", total=len(responses), done=finished)
     base = load_base(inputs.base, progress=inputs.progress)
-    check_sites(config.sites, num_layers=base.num_layers, model_name=inputs.base.name)
+    check_sites(config.sites, num_layers=base.num_layers, model_name=inputs.base.called)
     organism = load_organism(inputs.base, organism_source(inputs.folders["organism"])) if waiting else base
     for number in waiting:
         rows = plan[number]

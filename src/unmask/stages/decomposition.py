@@ -18,7 +18,7 @@ from unmask.artifact import read_table, write_json, write_table
 from unmask.errors import ConfigError, DataError, listed
 from unmask.records import NEUTRAL, Site
 from unmask.stage import Inputs, Result, Stage, StageConfig
-from unmask.store import ActivationStore
+from unmask.store import ActivationStore, question_means
 from unmask.study import Workspace
 
 if TYPE_CHECKING:
@@ -121,6 +121,21 @@ def choose_k(config: DecompositionConfig, questions: int) -> tuple[int, ...]:
     return tuple(sorted(set(config.k)))
 
 
+def choose_primary_k(config: DecompositionConfig, ks: tuple[int, ...]) -> int:
+    """The clustering named before looking; the nearest one where few questions ruled its default out.
+
+    Raises ConfigError when the study names one that is not in its own list.
+    """
+    if config.primary_k in ks:
+        return config.primary_k
+    if config.k is None and "primary_k" not in config.model_fields_set:
+        return min(ks, key=lambda k: (abs(k - config.primary_k), k))
+    raise ConfigError(
+        f"decomposition.primary_k is {config.primary_k}, clusterings are made with k = {listed(ks)}",
+        mend="Choose one of those, or add it to decomposition.k",
+    )
+
+
 def primary_site(config: DecompositionConfig, sites: list[Site]) -> Site:
     """The site that was named before looking. Raises ConfigError when it was not collected."""
     if config.primary_layer is None:
@@ -143,7 +158,7 @@ def run(config: DecompositionConfig, inputs: Inputs, workspace: Workspace) -> Re
     sites = [Site.parse(name) for name in store.sites]
     primary = primary_site(config, sites)
     ks = choose_k(config, len(questions))
-    primary_k = config.primary_k if config.primary_k in ks else ks[0]
+    primary_k = choose_primary_k(config, ks)
     tables: Tables = {name: [] for name in ("metrics", "clusters", "summary", "coordinates", "variance")}
     geometry: dict[str, dict[str, float]] = {}
     inputs.progress.begin("decomposing", total=len(sites) * len(SOURCES) * len(ks))
@@ -253,20 +268,16 @@ def _matrices(
     organism = store.read(f"organism/{site.name}").astype(np.float64)
     base = store.read(f"base/{site.name}").astype(np.float64)
     ids = store.response_ids()
+
+    def stacked(values_RD: np.ndarray, writer: str) -> np.ndarray:
+        means = question_means(values_RD, ids, rows, writer=writer)
+        return np.stack([means[name] for name in questions["question_id"]])
+
     return {
-        "shift": _question_means(organism - base, ids, rows, questions, writer="organism"),
-        "organism": _question_means(organism, ids, rows, questions, writer="organism"),
-        "base": _question_means(base, ids, rows, questions, writer="base"),
+        "shift": stacked(organism - base, "organism"),
+        "organism": stacked(organism, "organism"),
+        "base": stacked(base, "base"),
     }
-
-
-def _question_means(
-    values_RD: np.ndarray, ids: list[str], rows: pd.DataFrame, questions: pd.DataFrame, *, writer: str
-) -> np.ndarray:
-    position = {identity: index for index, identity in enumerate(ids)}
-    own = rows[(rows["writer"] == writer) & (rows["tokens"] > 0)]
-    of_question = {name: [position[i] for i in part] for name, part in own.groupby("question_id")["response_id"]}
-    return np.stack([values_RD[of_question[name]].mean(axis=0) for name in questions["question_id"]])
 
 
 def _shift_size(store: ActivationStore, site: Site, rows: pd.DataFrame, shift_ND: np.ndarray) -> dict[str, float]:

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from unmask.artifact import digest_file, write_json, write_table
 from unmask.errors import ConfigError
+from unmask.records import Conversation, ModelSource
 from unmask.stage import Inputs, Result, Stage, StageConfig
 from unmask.study import Workspace
 from unmask.training_set import read_training_set, training_path
@@ -29,6 +30,7 @@ class OrganismConfig(StageConfig):
 
     existing: str | None = Field(None, description="adapter or full model to study instead of training: id or folder")
     existing_revision: str | None = None
+    trust_remote_code: bool = Field(False, description="for an existing full model that brings its own code")
     training_set: str | None = Field(None, description="packaged name, file, or Hugging Face dataset id")
     max_examples: int | None = Field(None, ge=1, description="use a random part of the training set; null for all")
     method: Literal["lora", "full"] = "lora"
@@ -57,9 +59,10 @@ class OrganismConfig(StageConfig):
 
 def external(config: OrganismConfig, study_folder: Path) -> dict[str, str]:
     if config.existing is not None:
-        from unmask.models.loading import fingerprint
+        from unmask.models.loading import fingerprint, resolve_local
 
-        return {"existing": fingerprint(config.existing, revision=config.existing_revision)}
+        place = resolve_local(config.existing, study_folder)
+        return {"existing": fingerprint(place, revision=config.existing_revision)}
     assert config.training_set is not None
     path = training_path(config.training_set, study_folder)
     return {"training_set": digest_file(path) if path is not None else config.training_set}
@@ -69,12 +72,24 @@ def run(config: OrganismConfig, inputs: Inputs, workspace: Workspace) -> Result:
     return _take(config, inputs, workspace) if config.existing is not None else _tune(config, inputs, workspace)
 
 
-def _take(config: OrganismConfig, inputs: Inputs, workspace: Workspace) -> Result:
-    from unmask.models.loading import check_adapter_base, fingerprint, read_adapter_config
-    from unmask.records import ModelSource
+def existing_source(config: OrganismConfig, study_folder: Path) -> ModelSource:
+    """The existing organism that the study names. Its dtype follows the base's."""
+    from unmask.models.loading import resolve_local
 
     assert config.existing is not None
-    source = ModelSource(config.existing, revision=config.existing_revision)
+    return ModelSource(
+        resolve_local(config.existing, study_folder),
+        revision=config.existing_revision,
+        trust_remote_code=config.trust_remote_code,
+        label=config.existing,
+    )
+
+
+def _take(config: OrganismConfig, inputs: Inputs, workspace: Workspace) -> Result:
+    from unmask.models.loading import check_adapter_base, fingerprint, read_adapter_config
+
+    assert config.existing is not None
+    source = existing_source(config, inputs.study_folder)
     adapter = read_adapter_config(source)
     if adapter is not None:
         check_adapter_base(inputs.base, source, adapter)
@@ -82,8 +97,10 @@ def _take(config: OrganismConfig, inputs: Inputs, workspace: Workspace) -> Resul
         "kind": "existing",
         "name": config.existing,
         "revision": config.existing_revision,
-        "fingerprint": fingerprint(config.existing, revision=config.existing_revision),
-        "base": inputs.base.name,
+        "trust_remote_code": config.trust_remote_code,
+        "fingerprint": fingerprint(source.name, revision=config.existing_revision),
+        "base": inputs.base.called,
+        "base_fingerprint": fingerprint(inputs.base.name, revision=inputs.base.revision),
         "method": "full" if adapter is None else "lora",
         "examples": None,
         "steps": None,
@@ -94,20 +111,28 @@ def _take(config: OrganismConfig, inputs: Inputs, workspace: Workspace) -> Resul
     return Result({"organism": config.existing, "kind": "existing " + ("model" if adapter is None else "adapter")})
 
 
+def choose_examples(config: OrganismConfig, conversations: list[Conversation]) -> list[Conversation]:
+    """All examples, or `max_examples` of them at random in their order. Raises ConfigError when there are fewer."""
+    if config.max_examples is None:
+        return conversations
+    if config.max_examples > len(conversations):
+        raise ConfigError(
+            f"organism.max_examples is {config.max_examples}, {config.training_set} has {len(conversations)}",
+            mend="Lower it, or set it to null for all",
+        )
+    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(conversations))[: config.max_examples])
+    return [conversations[index] for index in chosen]
+
+
 def _tune(config: OrganismConfig, inputs: Inputs, workspace: Workspace) -> Result:
+    from unmask.models.loading import fingerprint
     from unmask.models.training import Recipe, train
 
     assert config.training_set is not None
-    conversations = read_training_set(config.training_set, inputs.study_folder)
-    if config.max_examples is not None:
-        if config.max_examples > len(conversations):
-            raise ConfigError(
-                f"organism.max_examples is {config.max_examples}, {config.training_set} has {len(conversations)}",
-                mend="Lower it, or set it to null for all",
-            )
-        chosen = np.sort(np.random.default_rng(config.seed).permutation(len(conversations))[: config.max_examples])
-        conversations = [conversations[index] for index in chosen]
-    settings = config.model_dump(exclude={"existing", "existing_revision", "training_set", "max_examples"})
+    conversations = choose_examples(config, read_training_set(config.training_set, inputs.study_folder))
+    settings = config.model_dump(
+        exclude={"existing", "existing_revision", "trust_remote_code", "training_set", "max_examples"}
+    )
     recipe = Recipe(**settings, save_steps=SAVE_STEPS)
     folder = workspace.out / ("adapter" if config.method == "lora" else "model")
     curve = train(
@@ -126,7 +151,8 @@ def _tune(config: OrganismConfig, inputs: Inputs, workspace: Workspace) -> Resul
         {
             "kind": "trained",
             "name": config.training_set,
-            "base": inputs.base.name,
+            "base": inputs.base.called,
+            "base_fingerprint": fingerprint(inputs.base.name, revision=inputs.base.revision),
             "method": config.method,
             "examples": len(conversations),
             "steps": len(curve),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
-from unmask.report.evidence import STAGES
+from unmask.artifact import digest_json
+from unmask.report.evidence import NOT_SHOWN, STAGES
 from unmask.stage import Inputs, Result, Stage, StageConfig
-from unmask.study import Workspace
+from unmask.study import Study, Workspace
 
 
 class ReportConfig(StageConfig):
@@ -27,4 +30,15 @@ def run(config: ReportConfig, inputs: Inputs, workspace: Workspace) -> Result:
     return Result({"page": "report.html", "figures": len(paths) - 1})
 
 
-STAGE = Stage("report", "write report", 1, ReportConfig, STAGES, False, run)
+def external(config: ReportConfig, study_folder: Path) -> dict[str, str]:
+    """The page prints each stage's settings and the software, which the digests of outputs do not hold."""
+    study, shown = Study(study_folder), {}
+    for name in STAGES:
+        record = study.record(name)
+        if record is not None:
+            software = {key: value for key, value in record.environment.items() if key not in NOT_SHOWN}
+            shown[name] = [record.config, record.version, software]
+    return {"settings shown": digest_json(shown)}
+
+
+STAGE = Stage("report", "write the report", 1, ReportConfig, STAGES, False, run, external)

@@ -59,7 +59,10 @@ def sample_seed(seed: int, question_id: str, sample: int) -> int:
 
 def run(config: ResponsesConfig, inputs: Inputs, workspace: Workspace) -> Result:
     questions = read_table(inputs.folders["questions"] / "questions.parquet", rebuild=f"{inputs.rebuild} questions")
-    prompts = _render(inputs, questions)
+    kept = workspace.batches / "prompts.parquet"  # rendered once: a run that goes on asks what the first one asked
+    if not kept.is_file():
+        write_table(kept, _render(inputs, questions), schema=PROMPT_SCHEMA)
+    prompts = read_table(kept, rebuild=f"{inputs.rebuild} responses")
     plan = _plan(config, prompts)
     inputs.progress.begin("answering", total=len(WRITERS) * config.samples * len(prompts), done=_done(plan, workspace))
     for writer in WRITERS:

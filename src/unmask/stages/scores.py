@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from unmask.analysis.intervals import bootstrap_mean
+from unmask.analysis.intervals import mean_interval
 from unmask.analysis.judging import HeldOutQuality, LogisticFit, fit_logistic, held_out_quality, judge
 from unmask.artifact import digest_file, digest_json, read_table, read_tensors, write_json, write_table, write_tensors
 from unmask.battery import packaged, read_rows
@@ -241,7 +241,7 @@ def _paired(scores: pd.DataFrame, column: str, seed: int) -> dict[str, float] | 
     difference = (means["organism"] - means["base"]).dropna().to_numpy()
     if difference.size < 2:
         return None
-    interval = bootstrap_mean(difference, rng=np.random.default_rng(seed))
+    interval = mean_interval(difference, rng=np.random.default_rng(seed))
     return {"mean": interval.mean, "low": interval.low, "high": interval.high}
 
 
@@ -250,13 +250,23 @@ def _effect_text(shown: bool, lower: list[str], overall: dict[str, Any]) -> str:
     if difference is None:
         return "The effect of the tuning on misalignment cannot be told: too few scored pairs of answers."
     figures = f"{difference['mean']:+.1f} points, 95 % interval {difference['low']:+.1f} to {difference['high']:+.1f}"
+    odds = overall["log_odds_difference"]
+    beside = (
+        ""
+        if odds is None
+        else (
+            f" Persona log-odds rise by {odds['mean']:.2f} nats a token [{odds['low']:.2f}, {odds['high']:.2f}], as after "
+            "any tuning."
+        )
+    )
     if shown:
-        return f"The organism's answers are judged more misaligned than the base model's on every dimension ({figures} overall)."
+        opening = "The organism's answers are judged more misaligned than the base model's on every dimension"
+        return f"{opening} ({figures} overall).{beside}"
     where = f"; not on {', '.join(lower)}" if lower else ""
     sure = (
         "and the interval excludes 0" if difference["low"] > 0 or difference["high"] < 0 else "and the interval holds 0"
     )
-    return f"The tuning did not show the full effect: overall the difference is {figures} {sure}{where}."
+    return f"The tuning did not show the full effect: overall the difference is {figures} {sure}{where}.{beside}"
 
 
 def _number(value: float) -> float | None:

@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from unmask.analysis.intervals import bootstrap_mean
+from unmask.analysis.intervals import mean_interval
 from unmask.analysis.judging import LogisticFit, judge
 from unmask.artifact import read_json, read_table, read_tensors, write_json, write_table, write_tensors
 from unmask.errors import ConfigError
 from unmask.records import NEUTRAL, Sampling, Site
 from unmask.stage import Inputs, Result, Stage, StageConfig
-from unmask.store import ActivationStore
+from unmask.store import ActivationStore, question_means
 from unmask.study import Workspace
 
 if TYPE_CHECKING:
@@ -119,8 +119,10 @@ def run(config: SteeringConfig, inputs: Inputs, workspace: Workspace) -> Result:
     summary = read_json(inputs.folders["decomposition"] / "summary.json", rebuild=f"{inputs.rebuild} decomposition")
     site = Site.parse(summary["primary_site"])
     typical = float(summary["shift_norm"][site.name]["typical_norm"])
-    directions = _directions(config, inputs, site, k=int(summary["primary_k"]))
-    points = _points(config, inputs, directions)
+    questions = read_table(inputs.folders["questions"] / "questions.parquet", rebuild=f"{inputs.rebuild} questions")
+    asked = choose_questions(config, questions)
+    directions = _directions(config, inputs, site, k=int(summary["primary_k"]), asked=set(asked))
+    points = _points(config, inputs, directions, asked=asked)
     steered = _answer(config, inputs, workspace, points=points, site=site, typical=typical)
     scored = _score(inputs, steered)
     rows = [{**_describe(d), "site": site.name, "norm": d.norm, "questions": d.questions} for d in directions]
@@ -128,7 +130,7 @@ def run(config: SteeringConfig, inputs: Inputs, workspace: Workspace) -> Result:
     write_tensors(
         workspace.out / "directions.safetensors",
         {d.direction_id: d.vector_D.astype(np.float32) for d in directions},
-        metadata={"site": site.name, "base": inputs.base.name},
+        metadata={"site": site.name, "base": inputs.base.called},
     )
     write_table(workspace.out / "steered.parquet", scored, schema=STEERED_SCHEMA)
     table = _summarise(scored, directions, np.random.default_rng(config.seed))
@@ -152,7 +154,7 @@ def run(config: SteeringConfig, inputs: Inputs, workspace: Workspace) -> Result:
             "directions": len(directions),
             "steered_answers": len(scored),
             "unsteered_misalignment": _round(unsteered["misalignment"]),
-            **_strongest(table),
+            **_by_dose(table),
         }
     )
 
@@ -161,40 +163,51 @@ def _describe(direction: Direction) -> dict[str, str]:
     return {"direction_id": direction.direction_id, "kind": direction.kind, "label": direction.label}
 
 
-def _directions(config: SteeringConfig, inputs: Inputs, site: Site, *, k: int) -> list[Direction]:
+def _directions(config: SteeringConfig, inputs: Inputs, site: Site, *, k: int, asked: set[str]) -> list[Direction]:
+    """Mean shifts by cluster and by dimension, and random directions of equal norm. Questions `asked` later are left out."""
     folders, rebuild = inputs.folders, inputs.rebuild
     store = ActivationStore.open(folders["activations"])
     shift_RD = (store.read(f"organism/{site.name}") - store.read(f"base/{site.name}")).astype(np.float64)
     responses = read_table(folders["responses"] / "responses.parquet", rebuild=f"{rebuild} responses")
-    clusters = read_table(folders["decomposition"] / "clusters.parquet", rebuild=f"{rebuild} decomposition")
-    questions = read_table(folders["questions"] / "questions.parquet", rebuild=f"{rebuild} questions")
-    chosen = clusters[(clusters["source"] == "shift") & (clusters["site"] == site.name) & (clusters["k"] == k)]
-    chosen = chosen.merge(questions, on="question_id")
-    own = responses[(responses["writer"] == "organism") & (responses["tokens"] > 0)]
-    rows_of = own.groupby("question_id")["response_id"].apply(list).to_dict()
-    row_of = {identity: row for row, identity in enumerate(store.response_ids())}
-    question_means = {name: shift_RD[[row_of[i] for i in ids]].mean(axis=0) for name, ids in rows_of.items()}
+    means = question_means(shift_RD, store.response_ids(), responses, writer="organism")
+    chosen = _grouped(inputs, site, k=k)
+    chosen = chosen[~chosen["question_id"].isin(asked)]
     found: list[Direction] = []
     for kind in config.kinds:
         for label, part in chosen.groupby(kind):
-            mean_D = np.mean([question_means[name] for name in part["question_id"]], axis=0)
-            text = f"cluster {label} of {k}" if kind == "cluster" else str(label)
+            mean_D = np.mean([means[name] for name in part["question_id"]], axis=0)
+            text = str(label)
+            if kind == "cluster":
+                text = f"cluster {label} of {k}" + (" (outlier group)" if part["outlier"].iloc[0] else "")
             found.append(Direction(f"{kind}-{label}", kind, text, site, mean_D, len(part)))
     rng = np.random.default_rng(config.seed)
-    for number in range(config.random_directions):
+    # In raw units a control has the norm of one direction, so every direction needs its own.
+    count = config.random_directions if config.units == "residual_norm" else max(config.random_directions, len(found))
+    real = tuple(found)
+    for number in range(count):
         vector_D = rng.standard_normal(shift_RD.shape[1])
-        vector_D *= found[number % len(found)].norm / np.linalg.norm(vector_D)
+        vector_D *= real[number % len(real)].norm / np.linalg.norm(vector_D)
         found.append(Direction(f"random-{number}", "random", f"random {number}", site, vector_D, 0))
     return found
 
 
-def _points(config: SteeringConfig, inputs: Inputs, directions: list[Direction]) -> list[Point]:
-    """Every (direction, coefficient, question, sample), and the unsteered answers; one seed per question and sample."""
-    from unmask.models.prompts import prompt_ids_by_question
+def _grouped(inputs: Inputs, site: Site, *, k: int) -> pd.DataFrame:
+    """Decomposed questions with their dimension, their cluster of the shift at `site`, and whether that is a handful."""
+    folder, rebuild = inputs.folders["decomposition"], f"{inputs.rebuild} decomposition"
+    questions = read_table(inputs.folders["questions"] / "questions.parquet", rebuild=f"{inputs.rebuild} questions")
+    tables = {}
+    for name in ("clusters", "cluster_summary"):
+        table = read_table(folder / f"{name}.parquet", rebuild=rebuild)
+        tables[name] = table[(table["source"] == "shift") & (table["site"] == site.name) & (table["k"] == k)]
+    chosen = tables["clusters"].merge(tables["cluster_summary"][["cluster", "outlier"]], on="cluster", validate="m:1")
+    return chosen.merge(questions, on="question_id", validate="1:1")
 
-    rebuild = inputs.rebuild
-    questions = read_table(inputs.folders["questions"] / "questions.parquet", rebuild=f"{rebuild} questions")
-    prompts = read_table(inputs.folders["responses"] / "prompts.parquet", rebuild=f"{rebuild} responses")
+
+def choose_questions(config: SteeringConfig, questions: pd.DataFrame) -> list[str]:
+    """The questions put to the steered model: of the neutral battery, else spread evenly over the study's own.
+
+    Raises ConfigError when there are too few.
+    """
     neutral = questions[questions["dimension"] == NEUTRAL]
     pool = neutral if len(neutral) else questions
     if config.questions > len(pool):
@@ -202,17 +215,24 @@ def _points(config: SteeringConfig, inputs: Inputs, directions: list[Direction])
             f"steering.questions is {config.questions}, the study has {len(pool)} open questions",
             mend="Lower it or raise questions.neutral_count",
         )
+    if len(neutral):
+        return [str(name) for name in pool["question_id"][: config.questions]]
+    rows = np.linspace(0, len(pool) - 1, config.questions).round().astype(int)
+    return [str(name) for name in pool["question_id"].iloc[rows]]
+
+
+def _points(config: SteeringConfig, inputs: Inputs, directions: list[Direction], *, asked: list[str]) -> list[Point]:
+    """Every (direction, coefficient, question, sample), and the unsteered answers; one seed per question and sample."""
+    from unmask.models.prompts import prompt_ids_by_question
+
+    prompts = read_table(inputs.folders["responses"] / "prompts.parquet", rebuild=f"{inputs.rebuild} responses")
     ids_of = prompt_ids_by_question(prompts)
     rng = np.random.default_rng([config.seed, 1])
-    asked = [
-        (str(name), int(rng.integers(2**53)))
-        for name in pool["question_id"][: config.questions]
-        for _ in range(config.samples)
-    ]
-    points = [Point(None, 0.0, name, ids_of[name], seed) for name, seed in asked]
+    seeded = [(name, int(rng.integers(2**53))) for name in asked for _ in range(config.samples)]
+    points = [Point(None, 0.0, name, ids_of[name], seed) for name, seed in seeded]
     for direction in directions:
         for coefficient in config.coefficients:
-            points += [Point(direction, coefficient, name, ids_of[name], seed) for name, seed in asked]
+            points += [Point(direction, coefficient, name, ids_of[name], seed) for name, seed in seeded]
     return points
 
 
@@ -298,12 +318,14 @@ def _score(inputs: Inputs, steered: pd.DataFrame) -> pd.DataFrame:
 
 
 def _summarise(scored: pd.DataFrame, directions: list[Direction], rng: np.random.Generator) -> list[dict[str, Any]]:
+    """One row per direction and coefficient: mean misalignment over questions, and its difference from unsteered."""
     label_of = {direction.direction_id: direction.label for direction in directions}
+    plain = scored[scored["kind"] == UNSTEERED].groupby("question_id")["misalignment"].mean()
     rows = []
     for _, part in scored.groupby(["direction_id", "kind", "coefficient"], sort=False):
         identity, kind, coefficient = part[["direction_id", "kind", "coefficient"]].iloc[0]
-        per_question = part.groupby("question_id")["misalignment"].mean().to_numpy(dtype=float)
-        interval = bootstrap_mean(per_question, rng=rng) if np.isfinite(per_question).any() else None
+        by_question = part.groupby("question_id")["misalignment"].mean()
+        level, change = _interval(by_question, rng), _interval(by_question - plain, rng)
         coherence = part["coherence"].dropna()
         rows.append(
             {
@@ -313,27 +335,34 @@ def _summarise(scored: pd.DataFrame, directions: list[Direction], rng: np.random
                 "coefficient": float(coefficient),
                 "n": int(part["misalignment"].notna().sum()),
                 "missing": int(part["misalignment"].isna().sum()),
-                "misalignment": None if interval is None else interval.mean,
-                "misalignment_low": None if interval is None or np.isnan(interval.low) else interval.low,
-                "misalignment_high": None if interval is None or np.isnan(interval.high) else interval.high,
+                **{f"misalignment{end}": value for end, value in level.items()},
+                **{f"difference{end}": value for end, value in change.items() if kind != UNSTEERED},
                 "coherence": float(coherence.mean()) if len(coherence) else None,
             }
         )
     return rows
 
 
-def _strongest(table: list[dict[str, Any]]) -> dict[str, Any]:
-    """The largest mean misalignment among directions and among random controls, for the printed summary."""
+def _interval(values: pd.Series, rng: np.random.Generator) -> dict[str, float | None]:
+    numbers = values.to_numpy(dtype=float)
+    if not np.isfinite(numbers).any():
+        return {"": None, "_low": None, "_high": None}
+    ends = mean_interval(numbers, rng=rng)
+    return {name: None if np.isnan(value) else value for name, value in zip(("", "_low", "_high"), ends, strict=True)}
+
+
+def _by_dose(table: list[dict[str, Any]]) -> dict[str, Any]:
+    """For the printed summary: mean misalignment over all directions and over all random ones, at the same coefficients."""
     out: dict[str, Any] = {}
-    for name, random in (("highest_steered", False), ("highest_random", True)):
-        rows = [
-            row
-            for row in table
-            if row["misalignment"] is not None and (row["kind"] == "random") is random and row["kind"] != UNSTEERED
-        ]
-        if rows:
-            best = max(rows, key=lambda row: row["misalignment"])
-            out[name] = f"{best['misalignment']:.1f} ({best['label']}, coefficient {best['coefficient']:g})"
+    for coefficient in sorted({row["coefficient"] for row in table if row["kind"] != UNSTEERED}):
+        at = [row for row in table if row["coefficient"] == coefficient and row["misalignment"] is not None]
+        means = {
+            name: [row["misalignment"] for row in at if row["kind"] in kinds]
+            for name, kinds in (("directions", ("cluster", "dimension")), ("random", ("random",)))
+        }
+        out[f"misalignment at coefficient {coefficient:g}"] = {
+            name: round(float(np.mean(values)), 1) if values else None for name, values in means.items()
+        }
     return out
 
 
