@@ -164,37 +164,6 @@ def _stack(axes: Axes, rows: pd.DataFrame, colours: Mapping[str, str]) -> dict[s
     return handles
 
 
-@styled
-def scatter(
-    coordinates: pd.DataFrame,
-    *,
-    dimension_of: Mapping[str, str],
-    colours: Mapping[str, str],
-    variance: pd.DataFrame,
-    site: str,
-) -> Figure:
-    """Every question at its first two principal components at one site: shift, organism and base."""
-    from matplotlib.figure import Figure
-
-    here = coordinates[coordinates["site"] == site]
-    sources = [source for source in SOURCES if (here["source"] == source).any()]
-    figure = Figure(figsize=(9.6, 3.7), layout="constrained")
-    grid = figure.subplots(1, max(1, len(sources)), squeeze=False)
-    handles: dict[str, Any] = {}
-    for axes, source in zip(grid[0], sources, strict=False):
-        rows = here[here["source"] == source]
-        dimension = rows["question_id"].map(dimension_of)
-        for name in [name for name in colours if (dimension == name).any()]:
-            own = rows[dimension == name]
-            handles[name] = axes.scatter(own["pc1"], own["pc2"], s=12, color=colours[name], alpha=0.75, linewidths=0)
-        axes.set_title(source, color=SOURCE_COLOURS[source])
-        shares = explained(variance, source=source, site=site)
-        axes.set(xlabel=axis_name(1, shares), ylabel=axis_name(2, shares))
-    if handles:
-        figure.legend(list(handles.values()), [label(name) for name in handles], loc="outside upper left", ncols=5)
-    return figure
-
-
 def explained(variance: pd.DataFrame, *, source: str, site: str) -> list[float]:
     """Share of variance of each component, first to last."""
     rows = variance[(variance["source"] == source) & (variance["site"] == site)].sort_values("component")

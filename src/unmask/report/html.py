@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from unmask.artifact import atomic_path, write_text
 from unmask.records import NEUTRAL
-from unmask.report import cluster_figures, examples, figures, scatter, steering_figures, tables, wording
+from unmask.report import cluster_figures, examples, figures, map_figures, scatter, steering_figures, tables, wording
 from unmask.report.drawing import png, settle, svg
 from unmask.report.evidence import Evidence
 from unmask.report.formats import counted, interval, is_present, label, number, short_site
@@ -85,10 +85,13 @@ def _cluster_figures(evidence: Evidence, colours: Mapping[str, str]) -> Iterator
     asked = {name: colour for name, colour in colours.items() if name != NEUTRAL}
     dimension_of = dict(zip(evidence.questions["question_id"], evidence.questions["dimension"], strict=True))
     alt = "Every question at its first two principal components, coloured by dimension, for shift, organism and base."
-    figure = cluster_figures.scatter(
-        evidence.coordinates, dimension_of=dimension_of, colours=asked, variance=evidence.variance, site=site
-    )
+    where: dict[str, Any] = {"variance": evidence.variance, "site": site}
+    figure = map_figures.by_dimension(evidence.coordinates, dimension_of=dimension_of, colours=asked, **where)
     yield "scatter", alt, figure
+    alt = "The same questions, coloured by cluster."
+    yield "scatter-cluster", alt, map_figures.by_cluster(evidence.coordinates, clusters=evidence.clusters, k=k, **where)
+    alt = "The same questions, coloured by misalignment score."
+    yield "scatter-score", alt, map_figures.by_score(evidence.coordinates, scores=evidence.scores, **where)
     alt = "Silhouette and agreement with dimension and facet against the number of clusters, by site."
     yield "k-overview", alt, cluster_figures.k_overview(metrics, sites=sites_shown(evidence), primary_k=k)
     if metrics.loc[metrics["site"] == site, "space"].nunique() > 1:
