@@ -191,12 +191,20 @@ def test_tensors_come_back_whatever_their_layout(tmp_path: Path) -> None:
         "empty": np.zeros((0, 4)),
         "gaps": np.array([np.nan, np.inf, -0.0]),
     }
-    write_tensors(tmp_path / "t.safetensors", tensors, metadata={"site": "blocks.1.hook_resid_pre"})
+    write_tensors(tmp_path / "t.safetensors", tensors, provenance={"site": "blocks.1.hook_resid_pre"})
     found = read_tensors(tmp_path / "t.safetensors", rebuild=REBUILD)
     assert found.keys() == tensors.keys()
     for name, array in tensors.items():
         assert found[name].dtype == array.dtype
         np.testing.assert_array_equal(found[name], array)
+
+
+def test_tensors_are_the_same_bytes_every_time(tmp_path: Path) -> None:
+    path, seen = tmp_path / "t.safetensors", set()
+    for _ in range(30):
+        write_tensors(path, {"b": np.ones(3), "a": np.zeros(2)}, provenance={"site": "x", "base": "y", "seed": 1})
+        seen.add(digest_file(path))
+    assert len(seen) == 1
 
 
 READERS = {

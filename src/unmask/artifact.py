@@ -136,8 +136,11 @@ def read_table(path: Path, *, rebuild: str) -> pd.DataFrame:
         raise ArtifactError(f"{path} cannot be read ({error})", mend=f"Rebuild it with `{rebuild}`") from error
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: Mapping[str, str] | None = None) -> None:
-    """Write NumPy arrays as safetensors atomically."""
+def write_tensors(path: Path, tensors: Mapping[str, Any], *, provenance: Mapping[str, object] | None = None) -> None:
+    """Write NumPy arrays as safetensors atomically, with `provenance` as one JSON text in the header.
+
+    One, because safetensors writes several entries of its header's metadata in an order that changes from run to run.
+    """
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -145,7 +148,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: Mapping[s
         save_file(
             {name: np.ascontiguousarray(array) for name, array in tensors.items()},
             temporary,
-            metadata=dict(metadata or {}),
+            metadata={"provenance": json.dumps(dict(provenance or {}), sort_keys=True)},
         )
 
 

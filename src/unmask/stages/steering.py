@@ -130,7 +130,7 @@ def run(config: SteeringConfig, inputs: Inputs, workspace: Workspace) -> Result:
     write_tensors(
         workspace.out / "directions.safetensors",
         {d.direction_id: d.vector_D.astype(np.float32) for d in directions},
-        metadata={"site": site.name, "base": inputs.base.called},
+        provenance={"site": site.name, "base": inputs.base.called},
     )
     write_table(workspace.out / "steered.parquet", scored, schema=STEERED_SCHEMA)
     table = _summarise(scored, directions, np.random.default_rng(config.seed))
