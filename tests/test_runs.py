@@ -88,7 +88,6 @@ def command(*arguments: object) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores Ctrl-C
     )
 
 
@@ -212,7 +211,11 @@ def test_sigkill_at_random_moments_costs_no_byte(finished: Path, tmp_path: Path,
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, tiny_llama: Path) -> None:
     folder = make_study(tmp_path / "interrupted", tiny_config(tiny_llama))
-    process = command("run", folder)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore Ctrl-C
+    try:
+        process = command("run", folder)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     for line in process.stdout:
         if "training the organism" in line:
