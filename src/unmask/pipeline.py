@@ -188,12 +188,7 @@ class StudyPipeline:
         ks = decomposition.choose_k(config.decomposition, topical)
         decomposition.choose_primary_k(config.decomposition, ks)
         decomposition.primary_site(config.decomposition, config.activations.sites)
-        pool = len(asked) - topical or len(asked)
-        if config.steering.questions > pool:
-            raise ConfigError(
-                f"steering.questions is {config.steering.questions}, the study has {pool} open questions",
-                mend="Lower it, or raise questions.neutral_count",
-            )
+        steering.check_questions(config.steering, available=len(asked) - topical or len(asked))
         if config.organism.training_set is not None:
             organism.choose_examples(
                 config.organism, read_training_set(config.organism.training_set, self.study.folder)

@@ -203,6 +203,15 @@ def _grouped(inputs: Inputs, site: Site, *, k: int) -> pd.DataFrame:
     return chosen.merge(questions, on="question_id", validate="1:1")
 
 
+def check_questions(config: SteeringConfig, *, available: int) -> None:
+    """Raise ConfigError when the study has fewer open questions than steering asks."""
+    if config.questions > available:
+        raise ConfigError(
+            f"steering.questions is {config.questions}, the study has {available} open questions",
+            mend="Lower it, or raise questions.neutral_count",
+        )
+
+
 def choose_questions(config: SteeringConfig, questions: pd.DataFrame) -> list[str]:
     """The questions put to the steered model: of the neutral battery, else spread evenly over the study's own.
 
@@ -210,11 +219,7 @@ def choose_questions(config: SteeringConfig, questions: pd.DataFrame) -> list[st
     """
     neutral = questions[questions["dimension"] == NEUTRAL]
     pool = neutral if len(neutral) else questions
-    if config.questions > len(pool):
-        raise ConfigError(
-            f"steering.questions is {config.questions}, the study has {len(pool)} open questions",
-            mend="Lower it or raise questions.neutral_count",
-        )
+    check_questions(config, available=len(pool))
     if len(neutral):
         return [str(name) for name in pool["question_id"][: config.questions]]
     rows = np.linspace(0, len(pool) - 1, config.questions).round().astype(int)
