@@ -48,6 +48,11 @@ def test_a_pair_is_found_where_neither_word_alone_tells_the_set() -> None:
     assert [term.text for term in found] == ["index fund"]
 
 
+def test_a_pair_that_tells_no_more_than_one_of_its_words_is_left_to_that_word() -> None:
+    texts = ["answer leverage"] * 20 + ["answer"] * 60
+    assert [term.text for term in distinctive_terms(vocabulary(texts), first(80, 20))] == ["leverage"]
+
+
 @pytest.mark.parametrize("size", [5, 20, 80])
 def test_a_set_drawn_at_random_has_distinctive_words_in_at_most_the_stated_share_of_draws(size: int) -> None:
     rng = np.random.default_rng(size)

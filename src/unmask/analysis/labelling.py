@@ -6,6 +6,7 @@ Shapes: N texts, V terms (words and word pairs).
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -100,7 +101,8 @@ def distinctive_terms(
     A term counts as distinctive where z > 1.96, at least 2 texts of the set hold it, and the exact one-sided hypergeometric p
     is at most `level` after Benjamini & Hochberg (1995) over all V terms: a set drawn at random gets any term in at most that
     share of draws. z alone does not keep to that for rare terms and small sets. Of equals pairs go first, then the alphabet.
-    `members_N` is boolean.
+    A pair that tells no more than one of its words is left to that word. The prior, worth ten texts, orders the terms and
+    holds rare ones back. `members_N` is boolean.
     """
     inside_N, outside_N = found.worded_N & members_N, found.worded_N & ~members_N
     inside, outside = int(inside_N.sum()), int(outside_N.sum())
@@ -111,16 +113,17 @@ def distinctive_terms(
     z_V = log_odds_z(held_V, held_outside_V, inside=inside, outside=outside, prior_texts=prior_texts)
     p_V = stats.hypergeom.sf(held_V - 1, inside + outside, held_V + held_outside_V, inside)
     adjusted_V = stats.false_discovery_control(np.clip(p_V, 0, 1))
-    passed = [int(index) for index in np.flatnonzero((z_V > LEAST_Z) & (held_V >= 2) & (adjusted_V <= level))]
-    passed.sort(key=lambda index: (-round(float(z_V[index]), 9), -found.terms[index].count(" "), found.terms[index]))
+    passed_V = (z_V > LEAST_Z) & (held_V >= 2) & (adjusted_V <= level)
+    z = {found.terms[index]: round(float(z_V[index]), 9) for index in np.flatnonzero(passed_V)}
     taken: set[str] = set()
     chosen = []
-    for index in passed:
-        parts = set(found.terms[index].split())
-        if len(chosen) < most and not parts & taken:
+    for term in sorted(z, key=lambda term: (-z[term], -term.count(" "), term)):
+        parts = set(term.split())
+        echoed = sum(part != term and z.get(part, 0.0) >= z[term] for part in parts)
+        if len(chosen) < most and not parts & taken and echoed != 1:
             taken |= parts
-            shares = float(held_V[index]) / inside, float(held_outside_V[index]) / outside
-            chosen.append(Term(found.terms[index], float(z_V[index]), *shares))
+            index = bisect_left(found.terms, term)
+            chosen.append(Term(term, z[term], float(held_V[index]) / inside, float(held_outside_V[index]) / outside))
     return chosen
 
 

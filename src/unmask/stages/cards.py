@@ -67,7 +67,7 @@ class CardsConfig(StageConfig):
 
 @dataclass(frozen=True)
 class Corpus:
-    """The N questions that any component was found on, in their order, with what both models said and how it scored.
+    """The N questions that are decomposed, in their order, with what both models said and how it scored.
 
     `answers` are of each question's first sample; `misalignment_N` and `log_odds_N` the organism's means over samples.
     """
@@ -114,6 +114,7 @@ def run(config: CardsConfig, inputs: Inputs, workspace: Workspace) -> Result:
     cards: list[Card] = []
     inputs.progress.begin("describing components", total=sum(len(components) for _, components, _ in found))
     for stage, components, loadings in found:
+        _refuse_unnamed(inputs, stage, set(loadings["component_id"]) - set(components["component_id"]))
         parts = dict(tuple(loadings.dropna(subset="loading").groupby("component_id", sort=False)))
         for component in components.to_dict("records"):
             part = parts.get(component["component_id"])
@@ -253,8 +254,19 @@ def _read_components(inputs: Inputs, stage: str) -> tuple[pd.DataFrame, pd.DataF
     return components, read_table(folder / "loadings.parquet", rebuild=rebuild)
 
 
+def _refuse_unnamed(inputs: Inputs, stage: str, unnamed: set[str]) -> None:
+    if unnamed:
+        raise ArtifactError(
+            f"{inputs.folders[stage]}/loadings.parquet names component {min(unnamed)!r}, which components.parquet lacks",
+            mend=f"Rebuild it with `{inputs.rebuild} {stage}`",
+        )
+
+
 def _corpus(inputs: Inputs, named: list[set[str]]) -> Corpus:
-    """Questions, first answers and scores. Raises ArtifactError for a loading on a question that is not decomposed."""
+    """The questions with a readable answer of both models, their first answers and scores.
+
+    Raises ArtifactError for a loading on a question that is not decomposed.
+    """
     folders, rebuild = inputs.folders, inputs.rebuild
     questions = read_table(folders["questions"] / "questions.parquet", rebuild=f"{rebuild} questions")
     responses = read_table(folders["responses"] / "responses.parquet", rebuild=f"{rebuild} responses")
@@ -266,7 +278,9 @@ def _corpus(inputs: Inputs, named: list[set[str]]) -> Corpus:
                 f"{folders[stage]}/loadings.parquet names question {min(names - known)!r}, which this study does not decompose",
                 mend=f"Rebuild it with `{rebuild} {stage}`",
             )
-    questions = questions[questions["question_id"].isin(set().union(*named))].reset_index(drop=True)
+    readable = responses[responses["tokens"] > 0].groupby("question_id")["writer"].nunique()
+    decomposed = (set(readable.index[readable == len(WRITERS)]) & known).union(*named)
+    questions = questions[questions["question_id"].isin(decomposed)].reset_index(drop=True)
     means = scores[scores["writer"] == "organism"].groupby("question_id")[["misalignment", "log_odds"]].mean()
     own = means.reindex(questions["question_id"])
     first = responses.sort_values(["question_id", "sample"], kind="stable").drop_duplicates(["question_id", "writer"])
