@@ -208,6 +208,8 @@ def test_both_ends_of_a_signed_component_are_described(cards_of, kind: str) -> N
     assert [example["question_id"] for example in card["examples"]] == ["q79", "q78", "q77", "q01", "q00"]
     loadings = [example["loading"] for example in card["examples"]]
     assert loadings == sorted(loadings, reverse=True)
+    assert card["nearest_facet"] == "mind/purity"
+    assert "; low end: money/investment: standardised difference " in card["nearest_facet_measure"]
     assert card["facets"] == {"mind/purity": 8}  # what is counted and scored is the high end
 
 

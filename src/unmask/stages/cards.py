@@ -164,7 +164,9 @@ def describe(component: dict[str, Any], loadings_N: np.ndarray, corpus: Corpus, 
         "composition": dict(ranked(Counter(inside["dimension"].astype(str)))),
         "facets": dict(ranked(Counter(str(name) for name in corpus.facets_N[first.members_N]))),
         "nearest_facet": first.nearest.facet,
-        "nearest_facet_measure": first.nearest.measure,
+        "nearest_facet_measure": "; low end: ".join(
+            [first.nearest.measure, *(_measure(end.nearest) for end in ends[1:])]
+        ),
         "terms": list(dict.fromkeys(term.text for term in terms))[: config.terms],
         "examples": _examples(ends, loadings_N, corpus, config.examples),
         "warning": _warning(component, stability, len(corpus.row)),
@@ -193,6 +195,11 @@ def _end(component: dict[str, Any], loadings_N: np.ndarray, corpus: Corpus, conf
         writer="base" if writer == "base" else "",
     )
     return End(rows, members_N, nearest, asked + said, text)
+
+
+def _measure(nearest: NearestFacet) -> str:
+    """With the facet's name, for an end that has no field of its own."""
+    return nearest.measure if nearest.facet is None else f"{nearest.facet}: {nearest.measure}"
 
 
 def _examples(ends: list[End], loadings_N: np.ndarray, corpus: Corpus, count: int) -> list[Card]:
