@@ -44,8 +44,8 @@ def advise(
 ) -> list[Advice]:
     """What to collect next, the most telling first.
 
-    `detectable` is the energy found with power .8 and `interest` the smallest of interest, in the same unit; sampling noise of the
-    energy falls with the number of questions, so the questions needed are estimated in proportion.
+    `detectable` is the energy found with power .8 and `interest` the smallest of interest, in the same unit; sampling noise of
+    the energy falls with the number of questions, so the questions needed are estimated in proportion.
     """
     found: list[Advice] = []
     n, both = design.questions, 2 * design.questions
@@ -55,16 +55,16 @@ def advise(
             Advice(
                 "the causal test: steer with each group's direction and score every group's answers",
                 "geometry alone cannot show that the parts act separately; without it a verdict is provisional",
-                f"{answers:,} steered answers ({ITEMS_PER_CELL} for each of {design.groups} groups under {design.groups} directions "
-                f"and 4 random ones) of about {design.tokens:.0f} tokens",
+                f"{answers:,} steered answers ({ITEMS_PER_CELL} for each of {design.groups} groups under {design.groups} "
+                f"directions and 4 random ones) of about {design.tokens:.0f} tokens",
             )
         )
     if not design.has_control:
         found.append(
             Advice(
                 "a control organism, tuned the same way on harmless data (control.training_set)",
-                "it takes the fingerprint of tuning out of the shift, so that one dimension beyond topic can count and a graded axis "
-                "can be told from two camps",
+                "it takes the fingerprint of tuning out of the shift, so that one dimension beyond topic can count and a graded "
+                "axis can be told from two camps",
                 f"one more tuning run, and one more reading of the organism's {n * design.samples:,} responses",
             )
         )
@@ -72,7 +72,8 @@ def advise(
         found.append(
             Advice(
                 "a second response to each question (responses.samples: 2)",
-                "it separates what belongs to a question from sampling noise, and can find parts that do not follow the groups (T4)",
+                "it separates what belongs to a question from sampling noise, and can find parts that do not follow the groups "
+                "(T4)",
                 f"{both:,} more responses of about {design.tokens:.0f} tokens, each read by both models",
             )
         )
@@ -94,12 +95,14 @@ def _more_questions(
 ) -> Advice:
     why = f"the data could not show the smallest effect of interest (rho {thresholds.rho:g} or eta {thresholds.eta:g})"
     if detectable is None or interest is None or not interest > 0 or math.isnan(detectable):
-        return Advice("more questions in every group", why, "how many cannot be said: no planted effect was found with power .8")
+        return Advice(
+            "more questions in every group", why, "how many cannot be said: no planted effect was found with power .8"
+        )
     if detectable <= interest:
         return Advice(
             "more questions in every group",
             "the effect itself lies near a limit, or topic hides it; more questions narrow its interval",
             f"four times as many ({4 * questions:,}) halve the intervals' width",
         )
-    needed = int(math.ceil(questions * detectable / interest))
+    needed = math.ceil(questions * detectable / interest)
     return Advice("more questions in every group", why, f"about {needed:,} in all instead of {questions:,}")

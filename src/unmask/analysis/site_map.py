@@ -75,7 +75,14 @@ def map_sites(
                 full = site == primary and place == 0
                 found.append(
                     _decide_one(
-                        site, data, grouping=grouping, labels_N=labels_N, correction=correction, full=full, seed=seed, settings=settings
+                        site,
+                        data,
+                        grouping=grouping,
+                        labels_N=labels_N,
+                        correction=correction,
+                        full=full,
+                        seed=seed,
+                        settings=settings,
                     )
                 )
                 told()

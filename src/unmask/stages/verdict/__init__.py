@@ -19,6 +19,7 @@ from unmask.study import Workspace
 
 GROUPINGS = ("dimension", "facet")
 
+
 class VerdictConfig(StageConfig):
     """How the verdict is reached. Limits and defaults are those of docs/calibration.md; change them before looking."""
 
@@ -65,9 +66,7 @@ def run(config: VerdictConfig, inputs: Inputs, workspace: Workspace) -> Result:
     )
     gradient = score_gradient(config, material, primary)
     inputs.progress.end()
-    verdict = write_all(
-        workspace.out, found, gradient=gradient, primary=primary, settings=settings, material=material
-    )
+    verdict = write_all(workspace.out, found, gradient=gradient, primary=primary, settings=settings, material=material)
     return Result(_summary(verdict, found))
 
 

@@ -113,7 +113,9 @@ def write_directions(out: Path, found: list[SiteFinding]) -> None:
             )
     write_table(out / "directions.parquet", rows, schema=schemas.DIRECTIONS)
     if tensors:
-        write_tensors(out / "directions.safetensors", tensors, provenance={"what": "mean shifts in the site's own units"})
+        write_tensors(
+            out / "directions.safetensors", tensors, provenance={"what": "mean shifts in the site's own units"}
+        )
 
 
 def write_components(out: Path, chosen: SiteFinding, material: Material) -> None:
@@ -177,7 +179,8 @@ def verdict_record(
         "numbers": numbers,
         "missing": missing_tests(decision, gradient=gradient, material=material),
         "sharpen": [
-            {"what": a.what, "why": a.why, "cost": a.cost} for a in advice(decision, settings=settings, material=material)
+            {"what": a.what, "why": a.why, "cost": a.cost}
+            for a in advice(decision, settings=settings, material=material)
         ],
         "questions": len(material.questions),
         "left_out": material.left_out,
@@ -200,7 +203,10 @@ def missing_tests(decision: Decision, *, gradient: ScoreBearing | None, material
         missing.append({"test": "T4 replicates", "reason": reason})
     if material.control is None:
         missing.append(
-            {"test": "fingerprint removal", "reason": "no control organism: two dimensions beyond topic are needed (k* = 2)"}
+            {
+                "test": "fingerprint removal",
+                "reason": "no control organism: two dimensions beyond topic are needed (k* = 2)",
+            }
         )
     if gradient is None:
         missing.append({"test": "score-bearing", "reason": "fewer than two groups hold enough scored questions"})

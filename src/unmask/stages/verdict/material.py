@@ -14,7 +14,7 @@ from unmask.artifact import read_table
 from unmask.errors import DataError
 from unmask.records import NEUTRAL
 from unmask.stage import Inputs
-from unmask.store import ActivationStore, question_means_by_sample
+from unmask.store import ActivationStore, question_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,15 +43,15 @@ class Material:
         base_RD = self.store.read(f"base/{site}").astype(np.float64)
         shift_RD = self.store.read(f"organism/{site}").astype(np.float64) - base_RD
         ids = self.store.response_ids()
-        shift = question_means_by_sample(shift_RD, ids, self.responses, writer="organism")
-        base = question_means_by_sample(base_RD, ids, self.responses, writer="organism")
+        shift = question_rows(shift_RD, ids, self.responses, writer="organism")
+        base = question_rows(base_RD, ids, self.responses, writer="organism")
         control_ND = None
         if self.control is not None:
             row_of = {identity: row for row, identity in enumerate(ids)}
             control_ids = self.control.response_ids()
             rows = [row_of[identity] for identity in control_ids]
             away_RD = self.control.read(f"control/{site}").astype(np.float64) - base_RD[rows]
-            control = question_means_by_sample(away_RD, control_ids, self.responses, writer="organism")
+            control = question_rows(away_RD, control_ids, self.responses, writer="organism")
             control_ND = self._stacked(lambda name: control[name].mean(axis=0))
         return SiteData(
             shift_ND=self._stacked(lambda name: shift[name].mean(axis=0)),

@@ -10,7 +10,20 @@ from unmask.analysis.site_map import SiteFinding
 from unmask.records import Site
 
 NUMBERS = (
-    *("p_shift", "p_rank", "rank", "k_adj", "k_star", "p_adj", "gamma_star", "rho", "rho_low", "rho_high", "eta", "eta_low"),
+    *(
+        "p_shift",
+        "p_rank",
+        "rank",
+        "k_adj",
+        "k_star",
+        "p_adj",
+        "gamma_star",
+        "rho",
+        "rho_low",
+        "rho_high",
+        "eta",
+        "eta_low",
+    ),
     *("eta_high", "rho_adj", "eta_adj", "mean_share", "transport_share", "noise_ratio", "replicate_dimensions"),
 )
 

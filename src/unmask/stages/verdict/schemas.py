@@ -21,17 +21,15 @@ SITES = _schema(
     flag="primary",
 )
 GEOMETRY = _schema(
-    text="site grouping correction group_a group_b", real="gram cosine cosine_low cosine_high naive_cosine", whole="n_a n_b"
+    text="site grouping correction group_a group_b",
+    real="gram cosine cosine_low cosine_high naive_cosine",
+    whole="n_a n_b",
 )
 TESTS = _schema(
     text="test site grouping correction note", real="statistic null_mean null_sd p p_max_t", whole="rank flips"
 )
-POWER = _schema(
-    text="site grouping correction scale offsets", real="effect share low high", whole="runs detected"
-)
+POWER = _schema(text="site grouping correction scale offsets", real="effect share low high", whole="runs detected")
 SENSITIVITY = _schema(text="site correction", real="gamma p", whole="k_adj", flag="rejected")
 DIRECTIONS = _schema(text="direction_id kind label site grouping correction", real="norm", whole="questions")
-COMPONENTS = _schema(
-    text="component_id kind source site label stability_name", real="stability strength", whole="size"
-)
+COMPONENTS = _schema(text="component_id kind source site label stability_name", real="stability strength", whole="size")
 LOADINGS = _schema(text="component_id question_id", real="loading")
