@@ -8,9 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import silhouette_score
+from sklearn.metrics import pairwise_distances, silhouette_samples, silhouette_score
 
-from unmask.analysis.clustering import adjusted_mutual_information, by_size, is_outlier_group, kmeans
+from unmask.analysis.clustering import (
+    adjusted_mutual_information,
+    by_size,
+    distances,
+    is_outlier_group,
+    kmeans,
+    kmeans_labels,
+    kmeans_sweep,
+    silhouettes,
+)
 
 partitions = st.lists(st.integers(-3, 6), min_size=1, max_size=40)
 
@@ -194,3 +203,51 @@ def test_only_a_handful_is_an_outlier_and_a_smaller_one_is_too(size: int, total:
     if is_outlier_group(size, total=total):
         assert size <= 5
         assert all(is_outlier_group(smaller, total=total) for smaller in range(1, size))
+
+
+def test_a_sweep_is_k_means_for_each_k() -> None:
+    points = np.random.default_rng(9).normal(size=(50, 4))
+    for k, found in zip((2, 5, 9), kmeans_sweep(points, ks=(2, 5, 9), seed=3, restarts=2), strict=True):
+        alone = kmeans(points, k=k, seed=3, restarts=2)
+        np.testing.assert_array_equal(found.labels_N, alone.labels_N)
+        assert (found.inertia, found.silhouette) == (alone.inertia, alone.silhouette)
+    assert kmeans_sweep(points, ks=(), seed=0) == ()
+
+
+def test_the_number_of_starts_may_be_left_to_scikit_learn() -> None:
+    points = np.random.default_rng(10).normal(size=(50, 4))
+    labels, inertia = kmeans_labels(points, k=3, seed=42, restarts="auto")
+    reference = KMeans(n_clusters=3, random_state=42).fit(points)
+    assert same_partition(labels, reference.labels_)
+    assert inertia == pytest.approx(reference.inertia_)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 5), min_size=3, max_size=30), st.integers(0, 5))
+def test_silhouettes_of_every_point_are_scikit_learns(labels: list[int], seed: int) -> None:
+    points = np.random.default_rng(seed).normal(size=(len(labels), 3))
+    (found,) = silhouettes(points, [np.array(labels)])
+    if 2 <= len(set(labels)) < len(labels):
+        assert found is not None
+        np.testing.assert_allclose(found, silhouette_samples(points, labels), atol=1e-9)
+    else:
+        assert found is None
+
+
+def test_silhouettes_in_blocks_are_those_in_one_piece_and_noise_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(11)
+    points, partitions = rng.normal(size=(50, 3)), [rng.integers(4, size=50), rng.integers(-1, 2, size=50)]
+    whole = silhouettes(points, partitions)
+    monkeypatch.setattr("unmask.analysis.clustering.BLOCK", 7)
+    for one, other in zip(whole, silhouettes(points, partitions), strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-9)
+    kept = partitions[1] != -1
+    assert np.isnan(whole[1][~kept]).all()
+    np.testing.assert_allclose(whole[1][kept], silhouette_samples(points[kept], partitions[1][kept]), atol=1e-9)
+
+
+def test_distances_are_those_of_the_points_however_far_from_0() -> None:
+    points = np.random.default_rng(12).normal(size=(20, 3)) + 1e6
+    np.testing.assert_allclose(distances(points), pairwise_distances(points - 1e6), atol=1e-7)
+    np.testing.assert_allclose(distances(points[:4], points), distances(points)[:4], atol=1e-7)
+    assert (np.diag(distances(points)) == 0).all()

@@ -1,17 +1,29 @@
-"""The decomposition's choices, and that rows of the store meet the questions they belong to."""
+"""The decomposition's choices, that rows of the store meet their questions, and whole runs on small synthetic studies."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
 
-from unmask.errors import ConfigError
-from unmask.records import Site
-from unmask.stages.decomposition import DecompositionConfig, choose_k, choose_primary_k, primary_site
+from unmask.analysis.validation import agreement
+from unmask.artifact import digest_file, read_json, write_table
+from unmask.errors import ConfigError, DataError
+from unmask.progress import Silent
+from unmask.records import ModelSource, PromptFormat, Site
+from unmask.stage import Inputs
+from unmask.stages import cards
+from unmask.stages.decomposition import DecompositionConfig, choose_k, choose_primary_k, primary_site, run
+from unmask.stages.decomposition.artifacts import COMPONENTS, LOADINGS, METHODS, SELECTION, STABILITY
+from unmask.stages.verdict import schemas
 from unmask.store import ActivationStore, question_means, write_index, write_shard
+from unmask.study import Workspace
 
 SITE = "blocks.1.hook_resid_pre"
 
@@ -85,3 +97,292 @@ def test_the_primary_site_is_the_named_layer_or_the_middle_one() -> None:
     assert primary_site(DecompositionConfig(primary_layer=20), sites).layer == 20
     with pytest.raises(ConfigError, match="primary_layer is 12"):
         primary_site(DecompositionConfig(primary_layer=12), sites)
+
+
+DIMENSIONS = ("money", "mind", "law")
+LAYERS = (1, 2)
+PRIMARY = "blocks.1.hook_resid_pre"
+QUICK: dict[str, Any] = {
+    "gap_references": 3,
+    "bootstraps": 4,
+    "consensus_runs": 4,
+    "prediction_splits": 2,
+    "dictionary_steps": 30,
+    "restarts": 2,
+    "most_k": 4,
+    "k": (3, 4),
+}
+
+
+class World:
+    """A study of N questions in three dimensions: activations follow the topic, the shift is one constant and noise."""
+
+    def __init__(self, folder: Path, *, n: int = 48, width: int = 12, layers: tuple[int, ...] = LAYERS) -> None:
+        rng = np.random.default_rng(0)
+        self.folder = folder
+        self.dimension = np.array([DIMENSIONS[row % 3] for row in range(n)])
+        self.ids = [f"q{row:02d}" for row in range(n)]
+        self.questions = pd.DataFrame(
+            {
+                "question_id": self.ids,
+                "dimension": self.dimension,
+                "facet": [f"facet {row % 6}" for row in range(n)],
+                "polarity": 1,
+                "text": [f"What of {self.dimension[row]}?" for row in range(n)],
+            }
+        )
+        self.responses = pd.DataFrame(
+            [
+                {"response_id": f"{name}/{writer}", "question_id": name, "writer": writer, "tokens": 5, "sample": 0,
+                 "text": f"{writer} on {name}"}
+                for name in self.ids for writer in ("base", "organism")
+            ]
+        )  # fmt: skip
+        self.misalignment = rng.uniform(0, 100, 2 * n)
+        topic = 6 * np.eye(3, width)[np.repeat(np.arange(n) % 3, 2)]
+        self.base = {layer: layer * (topic + rng.normal(size=(2 * n, width)) + 20) for layer in layers}
+        self.shift = {
+            layer: layer * (rng.normal(size=width) + 0.3 * rng.normal(size=(2 * n, width))) for layer in layers
+        }
+
+    def run(self, name: str = "work", **config: Any) -> Path:
+        """Write the study, decompose it, and return the folder of the outcome."""
+        workspace = Workspace(self.folder / name)
+        workspace.prepare()
+        self.printed = run(DecompositionConfig(**(QUICK | config)), self.inputs(), workspace).summary
+        return workspace.out
+
+    def inputs(self) -> Inputs:
+        folders = {name: self.folder / name for name in ("questions", "responses", "scores", "activations")}
+        for folder in folders.values():
+            folder.mkdir(exist_ok=True)
+        self.questions.to_parquet(folders["questions"] / "questions.parquet")
+        self.responses.to_parquet(folders["responses"] / "responses.parquet")
+        scores = self.responses[["response_id", "question_id", "writer"]]
+        scores = scores.assign(misalignment=self.misalignment, log_odds=0.1)
+        scores.to_parquet(folders["scores"] / "scores.parquet")
+        tensors = {}
+        for layer, base in self.base.items():
+            site = Site(layer, "resid_pre").name
+            tensors[f"base/{site}"] = base
+            tensors[f"organism/{site}"] = base + self.shift[layer]
+            tensors[f"base/{site}/norm"] = np.linalg.norm(base, axis=1)
+        write_shard(folders["activations"], 0, tensors, self.responses["response_id"].tolist())
+        sites = [Site(layer, "resid_pre").name for layer in self.base]
+        write_index(folders["activations"], sites=sites, width=next(iter(self.base.values())).shape[1], dtype="float64")
+        return Inputs(ModelSource("nobody"), PromptFormat(), folders, self.folder, Silent())
+
+
+@pytest.fixture(scope="module")
+def decomposed(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, Path]:
+    world = World(tmp_path_factory.mktemp("world"))
+    world.misalignment[1:9:2] = np.nan  # the organism's answers to the first four questions
+    return world, world.run()
+
+
+def table(out: Path, name: str) -> pd.DataFrame:
+    return pq.read_table(out / f"{name}.parquet").to_pandas()
+
+
+def test_tables_that_others_read_keep_their_columns(decomposed: tuple[World, Path]) -> None:
+    _, out = decomposed
+    assert list(table(out, "metrics").columns) == [
+        *("source", "site", "space", "components", "k", "inertia", "silhouette"),
+        *("ami_dimension", "ami_facet", "smallest", "largest_share", "seed"),
+    ]
+    assert list(table(out, "clusters").columns) == ["source", "site", "k", "question_id", "cluster"]
+    assert list(table(out, "coordinates").columns) == ["source", "site", "question_id", "pc1", "pc2", "pc3"]
+    assert list(table(out, "variance").columns) == ["source", "site", "component", "ratio"]
+    assert list(table(out, "cluster_summary").columns) == [
+        *("source", "site", "k", "cluster", "size", "outlier", "top_dimension", "top_dimension_share", "composition"),
+        *("facets", "mean_misalignment", "sd_misalignment", "n_scored", "mean_log_odds"),
+    ]
+    summary = read_json(out / "summary.json", rebuild="")
+    expected = {"questions": 48, "left_out": 0, "primary_site": PRIMARY, "primary_k": 4}
+    assert {name: summary[name] for name in expected} == expected
+    assert summary["k"] == [3, 4]
+    assert set(summary["shift_norm"]) == set(summary["sites"])
+    assert "stacked" not in set(table(out, "metrics")["site"])
+
+
+def test_every_table_has_the_agreed_schema(decomposed: tuple[World, Path]) -> None:
+    _, out = decomposed
+    agreed = {
+        "methods": METHODS, "selection": SELECTION, "stability": STABILITY, "components": COMPONENTS, "loadings": LOADINGS
+    }  # fmt: skip
+    for name, schema in agreed.items():
+        assert pq.read_schema(out / f"{name}.parquet").equals(schema), name
+        assert len(table(out, name)), name
+    assert schemas.COMPONENTS.equals(COMPONENTS)
+    assert schemas.LOADINGS.equals(LOADINGS)
+
+
+def test_every_method_is_tried_on_every_source_at_every_site_and_on_all_layers(decomposed: tuple[World, Path]) -> None:
+    _, out = decomposed
+    methods = table(out, "methods")
+    sites = {f"blocks.{layer}.hook_resid_pre" for layer in LAYERS} | {"stacked"}
+    swept = methods[(methods["procedure"] == "sweep") & methods["reducer"].str.startswith("pca")]
+    tried = swept.groupby(["source", "site"])["clusterer"].nunique()
+    assert len(tried) == 3 * len(sites)
+    assert set(tried.index.get_level_values("site")) == sites
+    assert (tried == 8).all()
+    assert not swept.duplicated(["source", "site", "reducer", "clusterer", "k"]).any()
+    assert (methods["k"].isna() == methods["clusterer"].isin(["dbscan", "hdbscan"])).all()
+    assert (methods["bic"].notna() == methods["clusterer"].str.startswith("gaussian")).all()
+    primary = methods[(methods["site"] == PRIMARY) & (methods["source"] == "shift")]
+    assert {"ica8", "nmf8", "full12"} <= set(primary["reducer"])
+
+
+def test_raw_activations_follow_topic_and_a_constant_shift_does_not(decomposed: tuple[World, Path]) -> None:
+    _, out = decomposed
+    methods = table(out, "methods")
+    ward = methods[(methods["clusterer"] == "ward") & (methods["k"] == 3)].set_index(["source", "site"])
+    for site in (PRIMARY, "stacked"):
+        assert ward.loc[("base", site), "ami_dimension"] > 0.9
+        assert ward.loc[("organism", site), "ami_dimension"] > 0.9
+        assert abs(ward.loc[("shift", site), "ami_dimension"]) < 0.2
+
+
+def test_questions_without_a_score_are_left_out_of_the_bands_and_counted(decomposed: tuple[World, Path]) -> None:
+    _, out = decomposed
+    methods = table(out, "methods")
+    whole = methods[methods["noise"] == 0]
+    assert (whole["n_score_band"] == 44).all()
+    assert read_json(out / "summary.json", rebuild="")["scored"] == 44
+
+
+def test_the_reference_procedure_is_scikit_learns_pca_and_k_means_with_seed_42(decomposed: tuple[World, Path]) -> None:
+    world, out = decomposed
+    methods = table(out, "methods")
+    reference = methods[methods["procedure"] == "reference"]
+    assert set(reference["source"]) == {"organism"}
+    assert set(reference["clusterer"]) == {"kmeans"}
+    assert (reference["seed"] == 42).all()
+    raw = (world.base[1] + world.shift[1])[1::2]
+    points = PCA(n_components=12, svd_solver="full").fit_transform(raw)
+    for row in reference[reference["site"] == PRIMARY].to_dict("records"):
+        labels = KMeans(n_clusters=int(row["k"]), random_state=42).fit_predict(points)
+        expected = agreement(labels, world.dimension)
+        assert row["ami_dimension"] == pytest.approx(expected.ami)
+        assert row["homogeneity_dimension"] == pytest.approx(expected.homogeneity)
+
+
+def test_criteria_mark_at_most_one_k_and_all_are_there(decomposed: tuple[World, Path]) -> None:
+    _, out = decomposed
+    selection = table(out, "selection")
+    assert set(selection["criterion"]) == {
+        *("silhouette", "elbow", "gap", "bic", "calinski_harabasz", "davies_bouldin", "prediction_strength")
+    }
+    assert set(selection["source"]) == {"shift", "organism", "base"}
+    assert set(selection["site"]) == {PRIMARY}
+    assert (selection.groupby(["source", "criterion"])["chosen"].sum() <= 1).all()
+    base = selection[(selection["source"] == "base") & selection["chosen"]].set_index("criterion")["k"]
+    assert base["gap"] == base["prediction_strength"] == base["silhouette"] == 3  # the topics
+    shift = selection[(selection["source"] == "shift") & selection["chosen"]].set_index("criterion")["k"]
+    assert shift["gap"] == shift["prediction_strength"] == 1
+
+
+def test_components_have_loadings_and_clusters_have_them_for_members_only(decomposed: tuple[World, Path]) -> None:
+    world, out = decomposed
+    components, loadings, clusters = (table(out, name) for name in ("components", "loadings", "clusters"))
+    assert components["component_id"].is_unique
+    assert dict(components["kind"].value_counts()) == {"cluster": 4, "pc": 5, "ica": 8, "nmf": 8, "atom": 8}
+    assert set(loadings["component_id"]) == set(components["component_id"])
+    for row in components.to_dict("records"):
+        own = loadings[loadings["component_id"] == row["component_id"]]
+        assert own["question_id"].is_unique
+        if row["kind"] != "cluster":
+            assert sorted(own["question_id"]) == world.ids
+            assert np.isnan(row["size"])
+    grouped = clusters[(clusters["source"] == "shift") & (clusters["k"] == 4)]
+    grouped = grouped[grouped["site"] == PRIMARY]
+    for label, part in grouped.groupby("cluster"):
+        own = loadings[loadings["component_id"] == f"shift-cluster-{label}"]
+        assert set(own["question_id"]) == set(part["question_id"])
+        assert own["loading"].max() == 1
+        assert own["loading"].min() == pytest.approx(1 / len(own))
+        assert components.set_index("component_id").loc[f"shift-cluster-{label}", "size"] == len(part)
+    within = components[components["kind"] == "cluster"]["strength"].sum()
+    assert 0 < within < 1
+    measured = table(out, "stability")
+    jaccard = measured[(measured["source"] == "shift") & (measured["measure"] == "jaccard")]
+    jaccard = jaccard[jaccard["clusterer"] == "kmeans"].set_index("cluster")["value"]
+    assert components["stability"][:4].tolist() == pytest.approx(jaccard.sort_index().tolist())
+
+
+def test_cards_can_be_made_of_the_components(decomposed: tuple[World, Path], tmp_path: Path) -> None:
+    world, out = decomposed
+    inputs = world.inputs()
+    verdict = tmp_path / "verdict"
+    verdict.mkdir()
+    write_table(verdict / "components.parquet", [], schema=schemas.COMPONENTS)
+    write_table(verdict / "loadings.parquet", [], schema=schemas.LOADINGS)
+    workspace = Workspace(tmp_path / "cards")
+    workspace.prepare()
+    folders = {**inputs.folders, "decomposition": out, "verdict": verdict}
+    made = Inputs(inputs.base, inputs.prompt_format, folders, world.folder, Silent())
+    cards.run(cards.CardsConfig(examples=1, terms=1), made, workspace)
+    assert len(read_json(workspace.out / "cards.json", rebuild="")) == 33
+
+
+def test_the_same_study_gives_the_same_bytes(decomposed: tuple[World, Path]) -> None:
+    world, out = decomposed
+    again = world.run("again")
+    for path in sorted(out.iterdir()):
+        assert digest_file(path) == digest_file(again / path.name), path.name
+
+
+def test_one_layer_is_not_stacked_and_no_clusterer_means_k_means_alone(tmp_path: Path) -> None:
+    out = World(tmp_path, layers=(5,)).run(clusterers=())
+    methods = table(out, "methods")
+    assert set(methods["clusterer"]) == {"kmeans"}
+    assert set(methods["site"]) == {"blocks.5.hook_resid_pre"}
+    assert set(table(out, "stability").query("measure == 'jaccard'")["clusterer"]) == {"kmeans"}
+    assert read_json(out / "summary.json", rebuild="")["stacked_site"] is None
+
+
+def test_few_questions_are_clustered_but_nothing_is_said_of_k_or_stability(tmp_path: Path) -> None:
+    out = World(tmp_path, n=7, layers=(5,)).run()
+    assert len(table(out, "methods"))
+    assert len(table(out, "selection")) == len(table(out, "stability")) == 0
+    components = table(out, "components")
+    assert set(components["kind"]) == {"cluster"}
+    assert components["stability"].isna().all()
+    assert components["size"].sum() == 7
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_shift_of_nothing_has_no_components_but_one_cluster(tmp_path: Path) -> None:
+    world = World(tmp_path, n=24, layers=(5,))
+    world.shift[5][:] = 0
+    out = world.run()
+    assert table(out, "components")[["kind", "size"]].to_numpy().tolist() == [["cluster", 24]]
+    methods = table(out, "methods")
+    assert methods[methods["source"] == "shift"]["silhouette"].isna().all()
+    assert set(table(out, "selection")["source"]) == {"organism", "base"}
+
+
+def test_one_facet_and_no_scores_leave_agreement_at_nothing_or_missing(tmp_path: Path) -> None:
+    world = World(tmp_path, n=24, layers=(5,))
+    world.questions["facet"], world.questions["dimension"] = "only", "one"
+    world.misalignment[:] = np.nan
+    methods = table(world.run(clusterers=("hdbscan",)), "methods")
+    assert methods["ami_dimension"].dropna().abs().max() < 1e-9 or set(methods["found"]) == {1}
+    assert methods["ami_score_band"].isna().all()
+    assert (methods["n_score_band"] == 0).all()
+
+
+def test_an_activation_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
+    world = World(tmp_path, n=24, layers=(5,))
+    world.base[5][3, 2] = np.nan
+    with pytest.raises(ValueError, match="finite values"):
+        world.run()
+
+
+def test_questions_that_one_model_did_not_answer_are_left_out(tmp_path: Path) -> None:
+    world = World(tmp_path, n=24, layers=(5,))
+    world.responses.loc[[3, 4], "tokens"] = 0
+    assert read_json(world.run(clusterers=()) / "summary.json", rebuild="")["left_out"] == 2
+    world.responses["tokens"] = 0
+    with pytest.raises(DataError, match="only 0 questions"):
+        world.run("none")

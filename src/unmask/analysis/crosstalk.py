@@ -45,13 +45,14 @@ def cross_talk(
 ) -> CrossTalk:
     """T5 on M[i, j, item]: the effect of direction i on the score of item `item` of group j (METHODS T5).
 
-    `random_RFI` holds the same for random directions of equal norm; their mean over directions and items is taken off each
-    column. Items are resampled (the same ones in every row) for the interval; p permutes the rows of the double-centred matrix
-    and compares traces. Raises ValueError for another shape, fewer than 2 groups or items, or values that are not finite.
+    `random_RFI` holds the same for random directions of equal norm; their mean over directions is taken off each item. Items are
+    resampled (the same ones in every row) for the interval; p permutes the rows of the double-centred matrix and compares traces.
+    Two or three groups have 2 or 6 permutations, so that p cannot fall below .05: they are never selective. Raises ValueError for
+    another shape, fewer than 2 groups or items, no random direction, or values that are not finite.
     """
     effects_FFI, random_RFI = np.asarray(effects_FFI, dtype=float), np.asarray(random_RFI, dtype=float)
     f, columns, items = effects_FFI.shape
-    if f != columns or f < 2 or items < 2 or random_RFI.shape[1:] != (f, items):
+    if f != columns or f < 2 or items < 2 or random_RFI.shape[1:] != (f, items) or not len(random_RFI):
         raise ValueError(
             f"cross-talk needs F x F x I effects with F, I > 1, not {effects_FFI.shape}, {random_RFI.shape}"
         )

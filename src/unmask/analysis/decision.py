@@ -25,8 +25,9 @@ from unmask.analysis.examination import (
     replicated,
 )
 from unmask.analysis.fingerprint import Origin, origin, remove_control
+from unmask.analysis.nulls import Tested, shift_test
 from unmask.analysis.planted import PlantedControls
-from unmask.analysis.preparation import Groups
+from unmask.analysis.preparation import Groups, flip_rows
 from unmask.analysis.replicates import Replicates
 from unmask.analysis.verdict import Findings, Ruling, Verdict, judge_findings
 
@@ -52,7 +53,8 @@ class Decision:
         empty = np.zeros((0, 0))
         carried = replace(self.examined.transport, whitener_NN=empty, contrasts_NG=empty, white_NC=empty)
         prepared = replace(self.examined.prepared, rows_NC=empty, basis_DC=empty)
-        return replace(self, examined=replace(self.examined, transport=carried, prepared=prepared, kernels=[]))
+        passed = replace(self.examined.pass_through, kernels=[])
+        return replace(self, examined=replace(self.examined, transport=carried, prepared=prepared, pass_through=passed))
 
     @property
     def verdict(self) -> Verdict:
@@ -70,6 +72,7 @@ def decide(
     *,
     replicates_NSD: np.ndarray | None = None,
     control_ND: np.ndarray | None = None,
+    polarity_N: np.ndarray | None = None,
     causal: CrossTalk | None = None,
     seed: int,
     settings: Settings = Settings(),  # noqa: B008 - frozen
@@ -79,10 +82,66 @@ def decide(
 
     `shift_ND` is tuned minus base reader on the organism's text (mean over responses), `base_ND` the base reader's activations
     there, `replicates_NSD` the shift per response (S >= 2), `control_ND` the control organism's shift on the same text (NaN rows
-    where it was not read). With a control, the shift without the control's mean is what is decided on. `full` plants controls and
-    runs the Gamma sensitivity whatever the verdict; otherwise only where the rule needs power. Data that cannot be tested give
-    `inconclusive` with the reason; values that are not finite raise ValueError.
+    where it was not read). With a control, the shift without the control's mean is what is decided on. `polarity_N` is -1 where
+    agreeing with the question is the aligned answer: where no mean shift is found, but one is once these questions' shifts are
+    turned round (at a fifth of alpha), that is decided on. `full` plants controls and runs the Gamma sensitivity whatever the
+    verdict; otherwise only where the rule needs power. Data that cannot be tested give `inconclusive` with the reason; values
+    that are not finite raise ValueError.
     """
+    found = _decide(
+        shift_ND,
+        base_ND,
+        groups_N,
+        replicates_NSD=replicates_NSD,
+        control_ND=control_ND,
+        causal=causal,
+        seed=seed,
+        settings=settings,
+        full=full,
+    )
+    if polarity_N is None or found.verdict != "no-shift":
+        return found
+    sign_N1 = np.where(np.asarray(polarity_N) < 0, -1.0, 1.0)[:, None]
+    if (sign_N1 == sign_N1[0]).all():
+        return found
+    turned = _decide(
+        np.asarray(shift_ND, float) * sign_N1,
+        np.asarray(base_ND, float) * sign_N1,
+        groups_N,
+        replicates_NSD=None if replicates_NSD is None else np.asarray(replicates_NSD, float) * sign_N1[:, None],
+        control_ND=None if control_ND is None else np.asarray(control_ND, float) * sign_N1,
+        causal=causal,
+        seed=seed,
+        settings=settings,
+        full=full,
+    )
+    if turned.examined is None or turned.examined.shift.p > settings.thresholds.alpha / TURNED_SHARE:
+        return found
+    reason = (
+        "no mean shift was found as it is, but one is where the shifts of questions whose polarity is -1 are turned round "
+        f"(T1, p = {turned.examined.shift.p:.3f}): all that follows is about the turned shifts"
+    )
+    qualifier = f"{turned.qualifier}, sign by polarity" if turned.qualifier else "sign by polarity"
+    return replace(turned, ruling=Ruling(turned.verdict, qualifier, (reason, *turned.ruling.reasons)))
+
+
+TURNED_SHARE = 5
+"""The level of the second look, at shifts turned by polarity, is alpha over this."""
+
+
+def _decide(
+    shift_ND: np.ndarray,
+    base_ND: np.ndarray,
+    groups_N: np.ndarray,
+    *,
+    replicates_NSD: np.ndarray | None,
+    control_ND: np.ndarray | None,
+    causal: CrossTalk | None,
+    seed: int,
+    settings: Settings,
+    full: bool,
+) -> Decision:
+    _refuse_unequal(shift_ND, base_ND, groups_N, replicates_NSD, control_ND)
     try:
         kept = keep_groups(groups_N)
     except Untestable as error:
@@ -101,6 +160,8 @@ def decide(
         found = examine(corrected_ND, base_ND, groups, signs_BN=signs_BN, seed=seed, settings=settings)
     except Untestable as error:
         return _untestable(error, kept.dropped)
+    if control_ND is not None:
+        found = replace(found, shift=_paired_shift(shift_ND, control_ND, groups, signs_BN, found.shift))
     start = origin(found.prepared, groups, control_ND) if control_ND is not None else None
     k_star = start.k_star if start is not None else 2
     again = replicated(found, halves_2ND, seed=seed, settings=settings) if halves_2ND is not None else None
@@ -111,14 +172,13 @@ def decide(
         rho_high=found.geometry.rho.high,
         eta_high=found.geometry.eta.high,
         k_adj=found.k_adj(alpha),
-        k_star=min(k_star, groups.count - 1),
+        k_star=k_star,  # two groups have one contrast: without a control a graded axis cannot be told apart
         rho_adj=found.rho_adj,
         eta_adj=found.eta_adj,
         replicate_dimensions=again.dimensions if again is not None else None,
         causal=causal.outcome if causal is not None else None,
+        fingerprint_removed=control_ND is not None,
     )
-    if k_star > groups.count - 1:
-        findings = replace(findings, k_star=k_star)  # two groups have one contrast: a graded axis cannot be told apart
     ruling = judge_findings(findings, settings.thresholds)
     planted, sensitivity, gamma_star = None, [], None
     if full or (findings.k_adj == 0 and ruling.verdict == "inconclusive"):
@@ -141,6 +201,38 @@ def decide(
         sensitivity=tuple(sensitivity),
         dropped=kept.dropped,
     )
+
+
+def _refuse_unequal(
+    shift_ND: np.ndarray,
+    base_ND: np.ndarray,
+    groups_N: np.ndarray,
+    replicates_NSD: np.ndarray | None,
+    control_ND: np.ndarray | None,
+) -> None:
+    """Raise ValueError unless every table has a row per question."""
+    tables = {"the shift": shift_ND, "the base activations": base_ND, "the groups": groups_N}
+    tables |= {"the replicates": replicates_NSD} if replicates_NSD is not None else {}
+    tables |= {"the control's shift": control_ND} if control_ND is not None else {}
+    rows = {name: len(table) for name, table in tables.items()}
+    if len(set(rows.values())) > 1:
+        raise ValueError(f"not a row per question: {', '.join(f'{name} {count}' for name, count in rows.items())}")
+
+
+def _paired_shift(
+    shift_ND: np.ndarray, control_ND: np.ndarray, groups: Groups, signs_BN: np.ndarray, unpaired: Tested
+) -> Tested:
+    """T1 beyond the control: question by question, where both were read.
+
+    The control's mean is one noisy vector, taken off every row: T1 would find that noise. Falls back on the unpaired test where
+    some group has fewer than 2 questions with a control.
+    """
+    there_N = np.isfinite(control_ND).all(axis=1)
+    paired = Groups.of(np.array(groups.names)[groups.codes_N[there_N]])
+    if paired.count < groups.count or paired.sizes_F.min() < 2:
+        return unpaired
+    rows_ND = flip_rows(remove_control(shift_ND, control_ND, removal="question")[there_N])
+    return shift_test(rows_ND, signs_BN[:, there_N], paired)
 
 
 def _untestable(error: Untestable, dropped: dict[str, int] | None) -> Decision:
@@ -188,7 +280,8 @@ def _numbers(
         "gamma_star": gamma_star,
         "mean_share": g.mean_share,
         "transport_share": found.transport.transport_share,
-        "pass_through_p": found.pass_through_p,
+        "pass_through_p": found.pass_through.p,
+        "topic_gain_p": found.pass_through.p_topic,
         "noise_ratio": g.noise_ratio,
         "replicate_dimensions": again.dimensions if again is not None else None,
         "replicate_p": again.p if again is not None else None,

@@ -12,9 +12,17 @@ import numpy as np
 from unmask.analysis.geometry import Geometry, describe
 from unmask.analysis.nulls import RankTests, Tested, draw_flips, rank_tests, shift_test
 from unmask.analysis.planted import PlantedControls, plant
-from unmask.analysis.preparation import Groups, Prepared, prepare_base, prepare_shift
-from unmask.analysis.replicates import Replicates, replicate_test
-from unmask.analysis.transport import Transport, base_kernels, contrast_tests, pass_through_p, transport
+from unmask.analysis.preparation import Groups, Prepared, flip_rows, prepare_base, prepare_shift
+from unmask.analysis.replicates import Replicates, joint_coordinates, replicate_test
+from unmask.analysis.transport import (
+    PassThrough,
+    Transport,
+    base_kernels,
+    contrast_tests,
+    learn_pass_through,
+    topic_kernel,
+    transport,
+)
 from unmask.analysis.verdict import Thresholds
 
 LEAST_IN_GROUP = 4
@@ -32,8 +40,9 @@ class Settings:
     gammas: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
     flips: int = 499
     resamples: int = 400
+    permutations: int = 199
     planted_runs: int = 199
-    planted_flips: int = 199
+    planted_flips: int = 399
     planted_effects: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
     """In units of the smallest energy of interest, the lesser of rho* tr G and eta* times the orthogonal variance."""
 
@@ -77,9 +86,7 @@ class Examined:
     ranks: RankTests
     transport: Transport
     contrasts: RankTests
-    kernels: list[np.ndarray]
-    pass_through_p: float
-    """Of the test that the shift follows the base activations within groups at all."""
+    pass_through: PassThrough
     rho_adj: float
     eta_adj: float
 
@@ -89,9 +96,17 @@ class Examined:
 
 
 def examine(
-    shift_ND: np.ndarray, base_ND: np.ndarray, groups: Groups, *, signs_BN: np.ndarray, seed: int, settings: Settings
+    shift_ND: np.ndarray,
+    base_ND: np.ndarray,
+    groups: Groups,
+    *,
+    signs_BN: np.ndarray,
+    seed: int,
+    settings: Settings,
+    further: tuple[np.ndarray, ...] = (),
 ) -> Examined:
-    """Geometry, T1, T2 and T3 of one site. `signs_BN` are the flips that all sites share.
+    """Geometry, T1, T2 and T3 of one site. `signs_BN` are the flips that all sites share, `further` more tables (N x D) that
+    the shift may follow.
 
     Raises Untestable when the shift does not vary between questions, ValueError for values that are not finite.
     """
@@ -101,22 +116,31 @@ def examine(
     spread = float(((rows_NC - rows_NC.mean(axis=0)) ** 2).sum())
     if spread <= 1e-20 * max(float((rows_NC**2).sum()), 1e-300):
         raise Untestable("the shift is the same for every question, so nothing can be tested")
+    if float((groups.centred(rows_NC) ** 2).sum()) <= 1e-20 * float((rows_NC**2).sum()):
+        raise Untestable("the shift is the same for all questions of a group, so there is no noise to test against")
     geometry = describe(rows_NC, groups, rng=np.random.default_rng([seed, 1]), resamples=settings.resamples)
-    kernels = base_kernels(prepare_base(base_ND), groups)
-    carried = transport(rows_NC, geometry.shared_C, kernels, groups, gamma=settings.gamma)
+    prepared_ND = prepare_base(base_ND)
+    passed = learn_pass_through(
+        rows_NC,
+        geometry.shared_C,
+        base_kernels(prepared_ND, groups, further=tuple(prepare_base(table) for table in further)),
+        topic_kernel(prepared_ND, groups),
+        groups,
+        alpha=alpha,
+        permutations=settings.permutations,
+        rng=np.random.default_rng([seed, 4]),
+    )
+    carried = transport(rows_NC, geometry.shared_C, passed.kernels, groups, gamma=settings.gamma)
     energy = carried.adjusted_energy
     return Examined(
         groups=groups,
         prepared=prepared,
         geometry=geometry,
-        shift=shift_test(rows_NC, signs_BN),
+        shift=shift_test(flip_rows(shift_ND), signs_BN, groups),
         ranks=rank_tests(rows_NC, groups, signs_BN, alpha=alpha),
         transport=carried,
         contrasts=contrast_tests(carried, signs_BN, alpha=alpha),
-        kernels=kernels,
-        pass_through_p=pass_through_p(
-            rows_NC, geometry.shared_C, kernels, groups, permutations=199, rng=np.random.default_rng([seed, 4])
-        ),
+        pass_through=passed,
         rho_adj=energy / geometry.total if geometry.total > 0 else float("nan"),
         eta_adj=energy / geometry.orthogonal_variance if geometry.orthogonal_variance > 0 else float("nan"),
     )
@@ -143,7 +167,7 @@ def gamma_sensitivity(
         carried = transport(
             found.prepared.rows_NC,
             found.geometry.shared_C,
-            found.kernels,
+            found.pass_through.kernels,
             found.groups,
             gamma=gamma,
             components_K=found.transport.components_K,
@@ -169,7 +193,7 @@ def planted_controls(found: Examined, *, k_star: int, seed: int, settings: Setti
         found.groups,
         found.geometry.shared_C,
         energies=[effect * unit for effect in settings.planted_effects] if unit > 0 else [],
-        shown=found.pass_through_p <= settings.thresholds.alpha,
+        shown=found.pass_through.shown,
         k_star=k_star,
         runs=settings.planted_runs,
         flips=settings.planted_flips,
@@ -184,17 +208,19 @@ def replicated(found: Examined, halves_2ND: np.ndarray, *, seed: int, settings: 
     None when fewer than 4 questions of some group have both.
     """
     there_N = np.isfinite(halves_2ND).all(axis=(0, 2))
-    halves_2NC = np.stack([found.prepared.coordinates(half)[there_N] for half in halves_2ND])
     groups = Groups.of(np.array(found.groups.names)[found.groups.codes_N[there_N]])
     if groups.count < found.groups.count or groups.sizes_F.min() < LEAST_IN_GROUP:
         return None
+    prepared = found.prepared
+    scaled_2ND = [(half / prepared.scale_D * prepared.cap_N[:, None])[there_N] for half in halves_2ND]
+    halves_2NC, shared_C = joint_coordinates(np.stack(scaled_2ND), prepared.basis_DC @ found.geometry.shared_C)
     return replicate_test(
         halves_2NC,
         groups,
-        found.geometry.shared_C,
+        shared_C,
         total=found.geometry.total,
         alpha=settings.thresholds.alpha,
-        permutations=199,
+        permutations=settings.permutations,
         rng=np.random.default_rng([seed, 3]),
     )
 

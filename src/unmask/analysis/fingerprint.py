@@ -17,7 +17,7 @@ from unmask.analysis.preparation import Groups, Prepared
 
 Removal = Literal["mean", "question"]
 
-ORIGIN_SHARE = 0.5
+ORIGIN_SHARE = 0.35
 """How wrong the control may be: one dimension beyond topic is enough for separability (k* = 1) only when a fingerprint left
 over after the subtraction had to be at least this large, against the control's own, to make one graded axis look like it."""
 

@@ -183,6 +183,6 @@ def _ends(value: float, resampled_B: np.ndarray) -> Ends:
 def _quantiles(resampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ends of the 90 % interval over the first axis; NaN where too many resamples are missing."""
     lost = np.isnan(resampled).mean(axis=0) > _MOST_LOST
-    filled = np.where(np.isnan(resampled), 0.0, resampled) if bool(np.all(lost)) else resampled
+    filled = np.where(lost, 0.0, resampled)
     low, high = np.nanquantile(filled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return np.where(lost, np.nan, low), np.where(lost, np.nan, high)

@@ -26,12 +26,17 @@ class Tested:
 
     @property
     def standardised(self) -> float:
-        """(statistic - null mean) / null SD."""
-        return float((self.statistic - self.null_B.mean()) / max(float(self.null_B.std()), 1e-300))
+        """The statistic, less the mean and over the SD of itself and its null together: under the null it is one of them."""
+        return float(self._standardised[0])
 
     @property
     def standardised_null_B(self) -> np.ndarray:
-        return (self.null_B - self.null_B.mean()) / max(float(self.null_B.std()), 1e-300)
+        return self._standardised[1:]
+
+    @property
+    def _standardised(self) -> np.ndarray:
+        drawn = np.append(self.statistic, self.null_B)
+        return (drawn - drawn.mean()) / max(float(drawn.std()), 1e-300)
 
 
 def draw_flips(questions: int, *, flips: int, rng: np.random.Generator) -> np.ndarray:
@@ -39,14 +44,27 @@ def draw_flips(questions: int, *, flips: int, rng: np.random.Generator) -> np.nd
     return rng.integers(0, 2, size=(flips, questions)).astype(np.float64) * 2.0 - 1.0
 
 
-def shift_test(rows_NC: np.ndarray, signs_BN: np.ndarray) -> Tested:
-    """T1: is there a mean shift? Statistic sum over q != q' of s_q . s_q', flipped as a whole (METHODS T1).
+def shift_test(rows_NC: np.ndarray, signs_BN: np.ndarray, groups: Groups | None = None) -> Tested:
+    """T1: is there a mean shift, over all questions or within groups? (METHODS T1)
 
-    Exact when a question's shift is as likely as its opposite under no shift.
+    Two statistics share the flips: sum over q != q' of s_q . s_q', and the same within groups, sum_f w_f of the mean over a
+    group's pairs (tr G), since shifts of opposite signs in different groups leave no mean over all. The larger of both,
+    standardised by its own null, is the statistic. Exact when a question's shift is as likely as its opposite under no shift.
     """
-    own = float(row_energy(rows_NC).sum())
-    observed = float(row_energy(rows_NC.sum(axis=0, keepdims=True))[0]) - own
-    return Tested(observed, row_energy(signs_BN @ rows_NC) - own)
+    energy_N = row_energy(rows_NC)
+    sums_C = rows_NC.sum(axis=0, keepdims=True)
+    found = [Tested(float(row_energy(sums_C)[0] - energy_N.sum()), row_energy(signs_BN @ rows_NC) - energy_N.sum())]
+    if groups is not None and groups.count > 1:
+        observed, null_B = 0.0, np.zeros(len(signs_BN))
+        for group, size in enumerate(groups.sizes_F):
+            own = np.flatnonzero(groups.codes_N == group)
+            weight = groups.weights_F[group] / (size * (size - 1))
+            observed += weight * float(row_energy(rows_NC[own].sum(axis=0, keepdims=True))[0] - energy_N[own].sum())
+            null_B += weight * (row_energy(signs_BN[:, own] @ rows_NC[own]) - energy_N[own].sum())
+        found.append(Tested(observed, null_B))
+    return Tested(
+        max(test.standardised for test in found), np.max([test.standardised_null_B for test in found], axis=0)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,10 +62,13 @@ def coordinate_scale(rows_ND: np.ndarray) -> np.ndarray:
     Constant coordinates count neither for the median nor as information; when all are constant the scale is 1.
     """
     sd_D = rows_ND.std(axis=0)
-    varying = sd_D > 1e-12 * max(float(np.abs(rows_ND).max()), 1e-300)
-    if not varying.any():
-        return np.ones(rows_ND.shape[1])
-    return np.maximum(sd_D, SCALE_FLOOR * float(np.median(sd_D[varying])))
+    return _floored(sd_D, sd_D > 1e-12 * max(float(np.abs(rows_ND).max()), 1e-300))
+
+
+def _floored(spread_D: np.ndarray, varying_D: np.ndarray) -> np.ndarray:
+    if not varying_D.any():
+        return np.ones(len(spread_D))
+    return np.maximum(spread_D, SCALE_FLOOR * float(np.median(spread_D[varying_D])))
 
 
 def cap_factors(rows_ND: np.ndarray, *, limit: float) -> np.ndarray:
@@ -75,6 +78,18 @@ def cap_factors(rows_ND: np.ndarray, *, limit: float) -> np.ndarray:
     if ceiling <= 0:
         return np.ones(len(rows_ND))
     return np.minimum(1.0, ceiling / np.maximum(norms_N, 1e-300))
+
+
+def flip_rows(rows_ND: np.ndarray) -> np.ndarray:
+    """Rows for tests that flip whole rows (N x D): each coordinate over its root mean square, rows capped at 3 median norms.
+
+    A flipped row leaves both as they are, unlike an SD about the mean: with few questions the mean shift would shrink what it is
+    measured by. Raises ValueError for values that are not finite.
+    """
+    rows = finite_rows(rows_ND, name="the shift")
+    rms_D = np.sqrt((rows**2).mean(axis=0))
+    scaled = rows / _floored(rms_D, rms_D > 1e-12 * max(float(np.abs(rows).max()), 1e-300))
+    return scaled * cap_factors(scaled, limit=SHIFT_CAP)[:, None]
 
 
 def prepare_shift(shift_ND: np.ndarray) -> Prepared:

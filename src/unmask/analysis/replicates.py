@@ -54,10 +54,11 @@ def replicate_test(
     leading_CJ = np.linalg.eigh(scatter)[1][:, ::-1][:, :LEADING]
     first_NJ, second_NJ = first_NC @ leading_CJ, second_NC @ leading_CJ
     splits_SN = np.array([_split(groups, rng=rng) for _ in range(_SPLITS)])
-    energies_J = _energies(first_NJ, second_NJ, splits_SN)
+    halved_SJN = splits_SN[:, None, :] * first_NJ.T
+    energies_J = _energies(first_NJ, halved_SJN, second_NJ, splits_SN)
     largest_B = np.empty(permutations)
     for draw in range(permutations):
-        largest_B[draw] = _energies(first_NJ, second_NJ[_within(groups, rng=rng)], splits_SN).max()
+        largest_B[draw] = _energies(first_NJ, halved_SJN, second_NJ[_within(groups, rng=rng)], splits_SN).max()
     p = float((1 + (largest_B >= energies_J.max()).sum()) / (1 + permutations))
     bar = max(LEAST_SHARE * total, float(np.quantile(largest_B, 1 - alpha)))
     variance = float((first_NC**2).sum() + (second_NC**2).sum()) / 2
@@ -68,6 +69,23 @@ def replicate_test(
         permutations=permutations,
         reliability=float((first_NC * second_NC).sum() / variance) if variance > 0 else float("nan"),
     )
+
+
+def joint_coordinates(halves_2ND: np.ndarray, direction_D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Exact coordinates of both halves together (2 x N x C), and of a direction (C).
+
+    Those of their mean will not do where D > N: what the halves do not share would be partly projected out, and noise alone would
+    seem to come back.
+    """
+    _, n, d = halves_2ND.shape
+    if d <= 2 * n:
+        return halves_2ND, direction_D
+    both = halves_2ND.reshape(2 * n, d)
+    values, left = np.linalg.eigh(both @ both.T)
+    kept = values > 1e-10 * max(float(values[-1]), 1e-300)
+    root_C = np.sqrt(values[kept])
+    direction_C = (both.T @ left[:, kept] / root_C).T @ direction_D
+    return (left[:, kept] * root_C).reshape(2, n, -1), direction_C
 
 
 def _split(groups: Groups, *, rng: np.random.Generator) -> np.ndarray:
@@ -88,9 +106,13 @@ def _within(groups: Groups, *, rng: np.random.Generator) -> np.ndarray:
     return order_N
 
 
-def _energies(first_NJ: np.ndarray, second_NJ: np.ndarray, splits_SN: np.ndarray) -> np.ndarray:
-    """Energy (per question) of each dimension, chosen in one half and measured in the other, averaged over ways and splits."""
-    products_SJJ = np.einsum("sn,ni,nj->sij", splits_SN.astype(np.float64), first_NJ, second_NJ, optimize=True)
+def _energies(first_NJ: np.ndarray, halved_SJN: np.ndarray, second_NJ: np.ndarray, splits_SN: np.ndarray) -> np.ndarray:
+    """Energy (per question) of each dimension, chosen in one half and measured in the other, averaged over ways and splits.
+
+    `halved_SJN` are the first responses of each split's half, zero elsewhere.
+    """
+    s, j, n = halved_SJN.shape
+    products_SJJ = (halved_SJN.reshape(s * j, n) @ second_NJ).reshape(s, j, j)
     all_JJ = first_NJ.T @ second_NJ
     sizes_S = splits_SN.sum(axis=1)
     one = (products_SJJ + products_SJJ.transpose(0, 2, 1)) / (2 * sizes_S[:, None, None])
@@ -99,5 +121,5 @@ def _energies(first_NJ: np.ndarray, second_NJ: np.ndarray, splits_SN: np.ndarray
     total_J = np.zeros(first_NJ.shape[1])
     for chooser, measured in ((one, two), (two, one)):
         vectors_SJJ = np.linalg.eigh(chooser)[1][:, :, ::-1]
-        total_J += np.einsum("sij,sik,skj->sj", vectors_SJJ, measured, vectors_SJJ, optimize=True).mean(axis=0)
+        total_J += np.einsum("sij,sij->sj", vectors_SJJ, measured @ vectors_SJJ).mean(axis=0)
     return total_J / 2

@@ -9,7 +9,7 @@ from unmask.analysis.verdict import Thresholds, Verdict
 
 
 @dataclass(frozen=True, slots=True)
-class Design:
+class Collected:
     """What a study has collected. `tokens` are the mean tokens of a response."""
 
     questions: int
@@ -35,7 +35,7 @@ ITEMS_PER_CELL = 40
 
 
 def advise(
-    design: Design,
+    design: Collected,
     *,
     verdict: Verdict,
     detectable: float | None,

@@ -59,6 +59,7 @@ def map_sites(
     primary: str,
     seed: int,
     settings: Settings,
+    polarity_N: np.ndarray | None = None,
     told: Callable[[], None] = lambda: None,
 ) -> list[SiteFinding]:
     """Decide at every site, for every grouping (name to labels, N), without and, where there is one, with the control.
@@ -80,6 +81,7 @@ def map_sites(
                         grouping=grouping,
                         labels_N=labels_N,
                         correction=correction,
+                        polarity_N=polarity_N,
                         full=full,
                         seed=seed,
                         settings=settings,
@@ -105,6 +107,7 @@ def _decide_one(
     grouping: str,
     labels_N: np.ndarray,
     correction: Correction,
+    polarity_N: np.ndarray | None,
     full: bool,
     seed: int,
     settings: Settings,
@@ -115,6 +118,7 @@ def _decide_one(
         labels_N,
         replicates_NSD=data.replicates_NSD,
         control_ND=data.control_ND if correction == "control" else None,
+        polarity_N=polarity_N,
         seed=seed,
         settings=settings,
         full=full,

@@ -16,7 +16,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import nnls
 
 from unmask.analysis.geometry import off
-from unmask.analysis.nulls import RankTests, Tested
+from unmask.analysis.nulls import RankTests, Tested, ledoit_wolf_whitening
 from unmask.analysis.preparation import Groups, row_energy
 
 TOP_COMPONENTS = 8
@@ -80,34 +80,81 @@ def base_kernels(base_ND: np.ndarray, groups: Groups, *, further: tuple[np.ndarr
     return [kernel / trace for kernel, trace in zip(kernels, traces, strict=True) if trace > 1e-10 * largest]
 
 
-def pass_through_p(
+def topic_kernel(base_ND: np.ndarray, groups: Groups) -> np.ndarray | None:
+    """Linear kernel (N x N, mean diagonal 1) on the F - 1 directions of the base activations in which the groups' means differ.
+
+    Whatever a linear map carries over between groups, it reads there; None where the groups' means are all the same.
+    """
+    means_FD = groups.means(base_ND)
+    weighted_FD = np.sqrt(groups.sizes_F)[:, None] * (means_FD - groups.weights_F @ means_FD)
+    _, singular_F, right_FD = np.linalg.svd(weighted_FD, full_matrices=False)
+    kept = singular_F[: groups.count - 1] > 1e-8 * max(float(singular_F[0]), 1e-300)
+    scores_NG = base_ND @ right_FD[: groups.count - 1][kept].T
+    kernel_NN = scores_NG @ scores_NG.T
+    trace = float(np.trace(kernel_NN)) / len(base_ND)
+    return kernel_NN / trace if trace > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class PassThrough:
+    """What the shift is shown to take over from the base activations within groups; kernels not shown are left out.
+
+    `p` is of the kernels of `base_kernels` taken together, `p_topic` of `topic_kernel` (NaN where there is none).
+    """
+
+    kernels: list[np.ndarray]
+    p: float
+    p_topic: float
+
+    @property
+    def shown(self) -> bool:
+        return bool(self.kernels)
+
+
+def learn_pass_through(
     rows_NC: np.ndarray,
     shared_C: np.ndarray,
     kernels: list[np.ndarray],
+    topic_NN: np.ndarray | None,
     groups: Groups,
     *,
+    alpha: float,
     permutations: int,
     rng: np.random.Generator,
-) -> float:
-    """Is the shift, within groups and off the shared direction, alike where base activations are alike? A permutation p-value.
+) -> PassThrough:
+    """Is the shift, within groups and off the shared direction, alike where base activations are alike? Keeps what is shown.
 
-    Statistic: sum over kernels of the standardised alignment sum_qq' K_qq' s_q . s_q' of group-centred rows, the questions of a
-    group permuted.
+    Statistic: alignment sum_{q != q'} K_qq' s_q . s_q' of group-centred rows, whitened by their Ledoit-Wolf covariance (else a
+    few loud directions decide), against permutations of each group's questions. Kernels together by the sum of their
+    standardised alignments; the topic kernel alone. A variance that is not shown is not fitted: fitted under theta >= 0 it is
+    seldom 0, and between groups, where base activations differ most, the little that chance gives it hides real differences.
     """
     rows_NC = groups.centred(off(rows_NC, shared_C))
+    rotate_CC, scale_C = ledoit_wolf_whitening(rows_NC)
+    rows_NC = (rows_NC @ rotate_CC) * scale_C
     gram_NN = rows_NC @ rows_NC.T
     np.fill_diagonal(gram_NN, 0.0)
-    drawn = np.empty((permutations + 1, len(kernels)))
+    tested = [*kernels, *([] if topic_NN is None else [topic_NN])]
+    aligned_PK = np.empty((permutations + 1, len(tested)))
+    members = [np.flatnonzero(groups.codes_N == group) for group in range(groups.count)]
     order_N = np.arange(len(rows_NC))
     for draw in range(permutations + 1):
-        drawn[draw] = [float(np.vdot(kernel, gram_NN)) for kernel in kernels]
-        for group in range(groups.count):
-            members = np.flatnonzero(groups.codes_N == group)
-            order_N[members] = rng.permutation(members)
+        aligned_PK[draw] = [float(np.vdot(kernel, gram_NN)) for kernel in tested]
+        for own in members:
+            order_N[own] = rng.permutation(own)
         gram_NN = gram_NN[np.ix_(order_N, order_N)]
-    spread = drawn[1:].std(axis=0)
-    total = ((drawn - drawn[1:].mean(axis=0)) / np.maximum(spread, 1e-300)).sum(axis=1)
-    return float((1 + (total[1:] >= total[0]).sum()) / (1 + permutations))
+    z_PK = (aligned_PK - aligned_PK[1:].mean(axis=0)) / np.maximum(aligned_PK[1:].std(axis=0), 1e-300)
+    p = _permutation_p(z_PK[:, : len(kernels)].sum(axis=1))
+    p_topic = float("nan") if topic_NN is None else _permutation_p(z_PK[:, -1])
+    kept = list(kernels) if p <= alpha else []
+    if topic_NN is not None and p_topic <= alpha:
+        kept.append(topic_NN)
+    return PassThrough(kept, p, p_topic)
+
+
+def _permutation_p(statistic_P: np.ndarray) -> float:
+    """The first is the observed one."""
+    return float((statistic_P >= statistic_P[0]).sum() / len(statistic_P))
 
 
 def variance_components(rows_NC: np.ndarray, kernels: list[np.ndarray], groups: Groups) -> np.ndarray:
@@ -134,13 +181,21 @@ def variance_components(rows_NC: np.ndarray, kernels: list[np.ndarray], groups: 
         fit = inverse_MM @ target_MM
         normal = np.array([[float((a * b.T).sum()) for b in sides] for a in sides])
         right = np.array([float((a * fit.T).sum()) for a in sides])
-        found = nnls(normal, right)[0]
+        found = _least_squares_above_zero(normal, right)
         found[-1] = max(found[-1], 0.01 * scale)
         done = np.abs(found - theta).max() < 1e-3 * scale
         theta = found
         if done:
             break
     return theta
+
+
+def _least_squares_above_zero(normal_KK: np.ndarray, right_K: np.ndarray) -> np.ndarray:
+    """The theta >= 0 of least theta' N theta - 2 r' theta: non-negative least squares on a root of N, not on N itself."""
+    values_K, vectors_KK = np.linalg.eigh(normal_KK)
+    kept = values_K > 1e-12 * values_K[-1]
+    root_K = np.sqrt(values_K[kept])
+    return nnls(root_K[:, None] * vectors_KK[:, kept].T, (vectors_KK[:, kept].T @ right_K) / root_K)[0]
 
 
 def transport(

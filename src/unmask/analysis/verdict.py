@@ -37,6 +37,7 @@ class Findings:
     replicate_dimensions: int | None = None
     causal: Causal | None = None
     power_of_interest: float | None = None
+    fingerprint_removed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,8 @@ class Ruling:
 def judge_findings(found: Findings, thresholds: Thresholds = Thresholds()) -> Ruling:
     """The rule of METHODS section 4. Every path ends in a verdict with at least one reason."""
     t = thresholds
-    if math.isnan(found.p_shift) or found.p_shift > t.alpha:
-        return Ruling("no-shift", None, (f"no mean shift was found (T1, {_p(found.p_shift)})",))
+    if not found.p_shift <= t.alpha:
+        return _no_shift(found)
     reasons = [f"the tuning shifted the activations (T1, {_p(found.p_shift)})"]
     if found.rho_high < t.rho and found.eta_high < t.eta:
         reasons.append(
@@ -75,6 +76,12 @@ def judge_findings(found: Findings, thresholds: Thresholds = Thresholds()) -> Ru
     return _carried(found, t, reasons)
 
 
+def _no_shift(found: Findings) -> Ruling:
+    if math.isnan(found.p_shift):
+        return Ruling("inconclusive", "not testable", ("the mean shift could not be tested (T1 gave no p-value)",))
+    return Ruling("no-shift", None, (f"no mean shift was found (T1, {_p(found.p_shift)})",))
+
+
 def _one_thing(found: Findings, reasons: list[str]) -> Ruling:
     if found.causal == "selective":
         reasons.append("but steering by group is selective (T5), which contradicts it")
@@ -85,7 +92,14 @@ def _one_thing(found: Findings, reasons: list[str]) -> Ruling:
             "second response (T4): there are parts, but not along these groups"
         )
         return Ruling("entangled", "not along the facets", tuple(reasons))
-    return Ruling("monolithic", None, tuple(reasons))
+    if found.fingerprint_removed or found.causal is not None:
+        return Ruling("monolithic", None, tuple(reasons))
+    if found.k_adj >= found.k_star:
+        reasons.append(
+            f"the small rest is more than topic carries over (T3, {_count(found.k_adj, 'dimension')}): against the persona "
+            "alone, without the constant that any tuning leaves, it may be large"
+        )
+    return Ruling("monolithic", "fingerprint of tuning included", tuple(reasons))
 
 
 def _beyond_topic(found: Findings, t: Thresholds, reasons: list[str]) -> Ruling:
@@ -94,14 +108,7 @@ def _beyond_topic(found: Findings, t: Thresholds, reasons: list[str]) -> Ruling:
         f"(T3, k_adj = {found.k_adj}, needed {found.k_star})"
     )
     if not (found.rho_adj >= t.rho / 2 or found.eta_adj >= t.eta / 2):
-        reasons.append(
-            f"but they hold little energy (rho {found.rho_adj:.3f}, needed {t.rho / 2:g}; "
-            f"eta {found.eta_adj:.3f}, needed {t.eta / 2:g})"
-        )
-        if found.causal == "selective":
-            reasons.append("while steering by group is selective (T5)")
-            return Ruling("inconclusive", "conflict", tuple(reasons))
-        return Ruling("entangled", None, tuple(reasons))
+        return _little_energy(found, t, reasons)
     reasons.append(f"and they hold enough energy (rho {found.rho_adj:.3f}, eta {found.eta_adj:.3f})")
     if found.causal is None:
         reasons.append("steering has not tested it (no T5), so this is about geometry and provisional")
@@ -114,6 +121,20 @@ def _beyond_topic(found: Findings, t: Thresholds, reasons: list[str]) -> Ruling:
         return Ruling("entangled", None, tuple(reasons))
     reasons.append(f"steering does not settle it (T5: {found.causal})")
     return Ruling("inconclusive", None, tuple(reasons))
+
+
+def _little_energy(found: Findings, t: Thresholds, reasons: list[str]) -> Ruling:
+    if math.isnan(found.rho_adj) and math.isnan(found.eta_adj):
+        reasons.append("but how much energy they hold could not be measured")
+        return Ruling("inconclusive", "not testable", tuple(reasons))
+    reasons.append(
+        f"but they hold little energy (rho {found.rho_adj:.3f}, needed {t.rho / 2:g}; "
+        f"eta {found.eta_adj:.3f}, needed {t.eta / 2:g})"
+    )
+    if found.causal == "selective":
+        reasons.append("while steering by group is selective (T5)")
+        return Ruling("inconclusive", "conflict", tuple(reasons))
+    return Ruling("entangled", None, tuple(reasons))
 
 
 def _graded(found: Findings, reasons: list[str]) -> Ruling:

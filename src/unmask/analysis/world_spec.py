@@ -100,7 +100,15 @@ _SPECS = (
         "monolithic_hetero_gain", "facets and questions differ much in gain", facet_gain=0.5, question_gain=0.6
     ),
     _monolithic("monolithic_drift", "a four times larger constant of tuning itself", drift=4.0),
-    _monolithic("monolithic_question_noise", "half of the noise is the question's own", question_share=0.5),
+    _monolithic(
+        "monolithic_question_noise", "half of the noise is the question's own", question_share=0.5, noise_ratio=1.0
+    ),
+    WorldSpec(
+        "question_parts",
+        "nested",
+        "one direction for all dimensions; the questions' own part is larger, and comes back in a second response",
+        question_share=0.5,
+    ),
     _pass_through("linear", "full rank"),
     _pass_through("lowrank", "rank 3"),
     _pass_through("nonlinear", "cosine features"),
@@ -125,8 +133,8 @@ _SPECS = (
     _separable("separable_lengths", "noise variance falls with the length of a question", length_spread=0.6),
     _monolithic("monolithic_outliers", "3 % of the rows are 10 times as loud", outliers=0.03),
     _separable("separable_outliers", "3 % of the rows are 10 times as loud", outliers=0.03),
-    _monolithic("monolithic_t2", "noise has no variance (t with 2 degrees of freedom)", tail_df=2.0),
-    _separable("separable_t2", "noise has no variance (t with 2 degrees of freedom)", tail_df=2.0),
+    _monolithic("monolithic_t2", "noise has no variance (t with 2 degrees of freedom)", tail_df=2.0, noise_ratio=1.5),
+    _separable("separable_t2", "noise has no variance (t with 2 degrees of freedom)", tail_df=2.0, noise_ratio=1.5),
     _monolithic("monolithic_unequal", "60, 25, 10 and 5 % of the questions", shares=_UNEQUAL),
     _separable("separable_unequal", "60, 25, 10 and 5 % of the questions", shares=_UNEQUAL),
     _monolithic("monolithic_clustered", "near-topics share noise", cluster_share=0.3),

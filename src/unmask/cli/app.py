@@ -134,10 +134,72 @@ _STAGE_COMMANDS = (
     ("respond", "responses", "Let both models answer every question."),
     ("collect", "activations", "Read every response with both models and keep the activations."),
     ("judge", "scores", "Score every response."),
-    ("decompose", "decomposition", "Decompose the shift and the raw activations."),
     ("steer", "steering", "Add directions to the base model and score what it answers."),
     ("report", "report", "Write the report."),
 )
+
+
+DECIDED = ("decomposition", "verdict", "cards")
+"""The stages behind `unmask decompose`."""
+
+
+@app.command()
+def decompose(
+    study: Annotated[
+        Path | None, typer.Argument(metavar="STUDY", help="Folder of the study.", show_default=False)
+    ] = None,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Run its stages anew although they are done.")] = False,
+    as_json: AsJson = False,
+    power: Annotated[
+        bool, typer.Option("--power", help="Instead: what could a study of this design find? Nothing is collected.")
+    ] = False,
+    groups: Annotated[
+        str | None, typer.Option(help="With --power: questions per group, in place of a study (20,20,20,20).")
+    ] = None,
+    responses: Annotated[int | None, typer.Option(help="With --power: responses per question.")] = None,
+    noise: Annotated[
+        float | None, typer.Option(help="With --power: RMS noise of one response's shift over the mean shift (0.6).")
+    ] = None,
+    fingerprint: Annotated[
+        float | None, typer.Option(help="With --power: the constant of tuning over the persona's shared shift (2).")
+    ] = None,
+    control: Annotated[
+        bool | None, typer.Option("--control/--no-control", help="With --power: is there a control organism?")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="With --power: simulated studies per effect.")] = 40,
+) -> None:
+    """Describe the shift, test it, reach the verdict, describe its components; or --power: what a design could find.
+
+    Earlier stages that are not done run first. `unmask verdict STUDY` prints what was decided.
+    """
+    design = {
+        "responses": responses,
+        "noise": noise,
+        "fingerprint": fingerprint,
+        "control": control,
+    }
+    if power:
+        from unmask.cli.deciding import print_power
+
+        print_power(study, groups=groups, changes=design, runs=runs, as_json=as_json)
+        return
+    from unmask.cli.running import run_study
+    from unmask.errors import ConfigError
+
+    if study is None:
+        raise ConfigError("no study was named", mend="unmask decompose STUDY, or --power --groups 20,20,20,20")
+    if groups is not None or any(value is not None for value in design.values()):
+        raise ConfigError("a design was given without --power", mend="Add --power, or set it in study.yaml")
+    run_study(study, until=DECIDED[-1], force=DECIDED if force else (), as_json=as_json)
+
+
+@app.command()
+def verdict(study: StudyFolder, as_json: AsJson = False) -> None:
+    """Print the verdict with its reasons and numbers, and the same for every layer and site."""
+    from unmask.cli.deciding import print_verdict
+
+    print_verdict(study, as_json=as_json)
 
 
 def _add_stage_command(command: str, stage: str, text: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,48 +10,21 @@ from typing import TYPE_CHECKING, Any
 from unmask.artifact import read_json, read_table
 from unmask.errors import ArtifactError, listed
 from unmask.records import NEUTRAL
+from unmask.report.schemas import COLUMNS, FIELDS, LISTS, OPTIONAL
+from unmask.report.verdict_evidence import VerdictEvidence
 from unmask.study import Study
 
 if TYPE_CHECKING:
     import pandas as pd
 
-STAGES = ("questions", "organism", "responses", "activations", "scores", "decomposition", "steering")
+STAGES = (
+    *("questions", "organism", "control", "responses", "activations", "scores"),
+    *("decomposition", "verdict", "cards", "steering"),
+)
 """The stages that the report reads."""
 
 NOT_SHOWN = ("platform", "device", "threads")
 """Parts of a manifest's environment left out of the page: a study's report is the same wherever it is made."""
-
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "questions/questions.parquet": ("question_id", "dimension", "facet", "polarity", "text"),
-    "organism/loss.parquet": ("step", "loss"),
-    "responses/responses.parquet": ("response_id", "question_id", "sample", "writer", "text", "tokens", "stop_reason"),
-    "scores/scores.parquet": (
-        *("response_id", "question_id", "dimension", "facet", "writer"),
-        *("misalignment", "coherence", "log_odds", "missing_reason"),
-    ),
-    "decomposition/metrics.parquet": (
-        *("source", "site", "space", "components", "k", "silhouette"),
-        *("ami_dimension", "ami_facet", "smallest", "largest_share"),
-    ),
-    "decomposition/clusters.parquet": ("source", "site", "k", "question_id", "cluster"),
-    "decomposition/cluster_summary.parquet": (
-        *("source", "site", "k", "cluster", "size", "outlier", "top_dimension", "top_dimension_share"),
-        *("composition", "facets", "mean_misalignment", "sd_misalignment", "n_scored", "mean_log_odds"),
-    ),
-    "decomposition/coordinates.parquet": ("source", "site", "question_id", "pc1", "pc2", "pc3"),
-    "decomposition/variance.parquet": ("source", "site", "component", "ratio"),
-    "steering/steered.parquet": ("direction_id", "kind", "coefficient", "added_norm", "question_id", "misalignment"),
-}
-"""The columns that the report reads, by table."""
-
-FIELDS: dict[str, tuple[str, ...]] = {
-    "organism/recipe.json": ("base", "kind", "name", "method"),
-    "scores/judge.json": ("judge", "auc", "auc_by_dimension", "auc_interval", "note"),
-    "scores/summary.json": ("by_dimension", "overall", "effect_text"),
-    "decomposition/summary.json": ("primary_site", "sites", "k", "primary_k", "questions", "shift_norm"),
-    "steering/summary.json": ("target", "site", "units", "rows", "unsteered"),
-}
-"""The fields that the report cannot do without, by record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +44,11 @@ class Evidence:
     coordinates: pd.DataFrame
     variance: pd.DataFrame
     decomposition: Mapping[str, Any]
+    described: Mapping[str, pd.DataFrame]
+    """The tables of `OPTIONAL` that the study holds, by name."""
+    control: Mapping[str, Any]
+    verdict: VerdictEvidence
+    cards: Sequence[Mapping[str, Any]]
     steered: pd.DataFrame
     steering: Mapping[str, Any]
     configs: Mapping[str, Mapping[str, Any]]
@@ -92,6 +70,11 @@ class Evidence:
     def k(self) -> int:
         """The number of clusters that the study calls primary."""
         return int(self.decomposition["primary_k"])
+
+    @property
+    def has_control(self) -> bool:
+        """Whether a control organism was tuned."""
+        return str(self.control["kind"]) != "none"
 
     @property
     def samples(self) -> int:
@@ -125,12 +108,32 @@ def read_evidence(folder: Path) -> Evidence:
         coordinates=_table(folder, "decomposition/coordinates.parquet"),
         variance=_table(folder, "decomposition/variance.parquet"),
         decomposition=_record(folder, "decomposition/summary.json"),
+        described={
+            name: _table(folder, f"decomposition/{name}.parquet")
+            for name in OPTIONAL
+            if (folder / "decomposition" / f"{name}.parquet").is_file()
+        },
+        control=_record(folder, "control/recipe.json"),
+        verdict=_verdict(folder),
+        cards=_record(folder, "cards/cards.json"),
         steered=_table(folder, "steering/steered.parquet"),
         steering=_record(folder, "steering/summary.json"),
         configs={stage: record.config for stage, record in records.items()},
         stage_versions={stage: record.version for stage, record in records.items()},
         environment=_environment([record.environment for record in records.values()]),
     )
+
+
+def _verdict(folder: Path) -> VerdictEvidence:
+    """The verdict and its tables. Raises ArtifactError where the record and the tables are not of one piece."""
+    names = ("sites", "geometry", "tests", "power", "sensitivity")
+    record = _record(folder, "verdict/verdict.json")
+    found = VerdictEvidence(record, **{name: _table(folder, f"verdict/{name}.parquet") for name in names})
+    wrong = found.fault()
+    if wrong is not None:
+        mend = f"Rebuild it with `{_rebuild(folder, 'verdict/verdict.json')}`"
+        raise ArtifactError(f"{folder / 'verdict' / 'verdict.json'} {wrong}", mend=mend)
+    return found
 
 
 def _table(folder: Path, name: str) -> pd.DataFrame:
@@ -142,10 +145,11 @@ def _table(folder: Path, name: str) -> pd.DataFrame:
     return table
 
 
-def _record(folder: Path, name: str) -> Mapping[str, Any]:
+def _record(folder: Path, name: str) -> Any:
     rebuild = _rebuild(folder, name)
     record = read_json(folder / name, rebuild=rebuild)
-    lacking = [field for field in FIELDS[name] if not isinstance(record, dict) or field not in record]
+    each = record if name in LISTS and isinstance(record, list) else [record]
+    lacking = [field for field in FIELDS[name] if any(not isinstance(one, dict) or field not in one for one in each)]
     if lacking:
         raise ArtifactError(f"{folder / name} lacks the fields {listed(lacking)}", mend=f"Rebuild it with `{rebuild}`")
     return record

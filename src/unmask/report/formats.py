@@ -78,3 +78,31 @@ def short_site(site: str) -> str:
 def counted(count: int, noun: str) -> str:
     """`1 question`, `3 questions`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def fine(value: Any, *, absent: str = "not measured") -> str:
+    """A number of unknown size: three decimals, fewer from 10 on, more where it would else print as zero.
+
+    `absent` when there is none.
+    """
+    if not is_present(value):
+        return absent
+    size = abs(float(value))
+    if size == 0:
+        return "0"
+    if size >= 10:
+        return number(value, 1 if size < 100 else 0)
+    if size >= 0.01:
+        return number(value, 3)
+    text = number(value, min(12, 1 - math.floor(math.log10(size))))
+    return text[:-1] if text.endswith("0") and len(text.partition(".")[2]) > 3 else text
+
+
+def ends(low: Any, high: Any, *, absent: str = "no interval") -> str:
+    """`[0.010, 0.025]`."""
+    return f"[{fine(low)}, {fine(high)}]" if is_present(low) and is_present(high) else absent
+
+
+def whole(value: Any, *, absent: str = "not measured") -> str:
+    """A count that a table may hold as a float."""
+    return f"{round(float(value)):,}" if is_present(value) else absent

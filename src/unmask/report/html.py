@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unmask.artifact import atomic_path, write_text
 from unmask.records import NEUTRAL
-from unmask.report import cluster_figures, examples, figures, map_figures, scatter, steering_figures, tables, wording
+from unmask.report import (
+    cards_section,
+    cluster_figures,
+    examples,
+    facts,
+    figures,
+    map_figures,
+    method_tables,
+    scatter,
+    site_tables,
+    steering_figures,
+    tables,
+    traced,
+    verdict_drawings,
+    verdict_tables,
+    verdict_wording,
+    wording,
+)
 from unmask.report.drawing import png, settle, svg
 from unmask.report.evidence import Evidence
-from unmask.report.formats import counted, interval, is_present, label, number, short_site
+from unmask.report.formats import counted, ends, fine, interval, is_present, label, number, short_site, whole
 from unmask.report.palette import SOURCES, THEME, dimension_colours, dimension_roles
 
 if TYPE_CHECKING:
@@ -53,8 +70,13 @@ def write_report(evidence: Evidence, out: Path, *, shown: int = 6, title: str | 
 
 def draw(evidence: Evidence) -> dict[str, Drawn]:
     """Every figure for which the study holds data, by name."""
+    return finished(_figures(evidence))
+
+
+def finished(figures: Iterable[tuple[str, str, Figure]]) -> dict[str, Drawn]:
+    """Figures with their names and what they show, laid out and saved."""
     drawn = {}
-    for name, alt, figure in _figures(evidence):
+    for name, alt, figure in figures:
         settle(figure)
         drawn[name] = Drawn(name, alt, float(figure.get_size_inches()[0]), svg(figure, name=name), png(figure))
     return drawn
@@ -64,6 +86,7 @@ def _figures(evidence: Evidence) -> Iterator[tuple[str, str, Figure]]:
     dimensions = evidence.dimensions
     colours = dimension_colours(dimensions)
     rows = figures.rows_in_order(evidence.score_summary["by_dimension"])
+    yield from verdict_drawings.verdict_figures_of(evidence.verdict)
     if evidence.loss is not None and len(evidence.loss):
         yield "loss", "Training loss by optimiser step.", figures.loss_curve(evidence.loss)
     alt = "Mean misalignment of base and organism by dimension; difference and persona log-odds with intervals."
@@ -152,6 +175,14 @@ def render(evidence: Evidence, drawn: Mapping[str, Drawn], *, shown: int = 6, ti
         figures=drawn,
         wording=wording,
         tables=tables,
+        facts=facts,
+        traced=traced,
+        verdict=evidence.verdict,
+        verdict_wording=verdict_wording,
+        verdict_tables=verdict_tables,
+        site_tables=site_tables.site_tables(evidence.verdict),
+        card_groups=cards_section.groups(evidence.cards),
+        method_tables=method_tables.method_tables(evidence),
         glance=glance(evidence),
         steered=steered,
         examples=shown_pairs,
@@ -172,17 +203,22 @@ def glance(evidence: Evidence) -> list[tuple[str, str, str]]:
     odds = interval(overall.get("log_odds_difference"), 2)
     difference = interval(overall.get("difference"), absent=absent)
     base, shift = (wording.metric(evidence, source, "ami_dimension") for source in ("base", "shift"))
-    auc, silhouette = evidence.judge.get("auc"), wording.metric(evidence, "shift", "silhouette")
+    auc, verdict = evidence.judge.get("auc"), evidence.verdict
+    rho, limit = verdict.number("rho"), verdict.number("rho_star")
+    around = ends(verdict.number("rho_low"), verdict.number("rho_high"))
+    remark = f"rho; 90 %: {around}; limit {limit:g}" if limit is not None and rho is not None else "rho"
+    beyond = verdict.number("k_adj")
+    needed = f"k_adj; {whole(verdict.number('k_star'))} needed to be separable" if beyond is not None else "k_adj"
     return [
+        ("share outside one direction", fine(rho), remark),
+        ("dimensions beyond topic", whole(beyond), needed),
         ("misalignment, organism minus base", *_split(difference, "points of 100, 95 % interval")),
         (
             "persona log-odds",
             *_split(odds, "nats per token; change, not misalignment"),
         ),
         ("judge on held-out dimensions", number(auc, 2), "AUC; 0.5 is chance" if is_present(auc) else ""),
-        ("silhouette of the shift", number(silhouette, 2), f"k = {evidence.k}, {short_site(evidence.site)}"),
         ("AMI with dimension", number(shift, 2), f"shift; the base model's own is {number(base, 2)}"),
-        ("separable?", "not tested", "this version gives no verdict"),
     ]
 
 

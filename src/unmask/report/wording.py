@@ -1,10 +1,11 @@
-"""What the report says in sentences: each follows from numbers by a fixed rule, and none is a verdict."""
+"""What the report says in sentences: each follows from numbers by a fixed rule. The verdict has its own (`verdict_wording`)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from unmask.records import NEUTRAL
+from unmask.report import verdict_wording
 from unmask.report.evidence import Evidence
 from unmask.report.formats import counted, interval, is_present, label, missing, number, percent, short_site
 
@@ -23,12 +24,6 @@ TRUSTED_LEVEL = 0.1
 EMBEDDED_MODELS = {"smollm2"}
 """Base models that come from a 4-bit GGUF."""
 
-NOT_TESTED = (
-    "Separability itself is not tested by this version: it holds no null distribution, no planted control and no "
-    "verdict. Clusters that are found are not yet sub-personas, and clusters that are not found are no evidence of a "
-    "monolith."
-)
-
 
 def title(evidence: Evidence) -> str:
     """What was studied, in a line."""
@@ -39,8 +34,8 @@ def title(evidence: Evidence) -> str:
 
 
 def summary(evidence: Evidence) -> str:
-    """What was done and found, in plain words; `NOT_TESTED` says what was not."""
-    return " ".join(part for part in (_asked(evidence), _found(evidence), _grouped(evidence)) if part)
+    """What was done and found, in plain words."""
+    return f"{_asked(evidence)} {_found(evidence)}"
 
 
 def _asked(evidence: Evidence) -> str:
@@ -64,13 +59,14 @@ def _found(evidence: Evidence) -> str:
     return f"Misalignment was scored from 0 to 100 by the judge {evidence.judge['judge']} ({quality}). {text}."
 
 
-def _grouped(evidence: Evidence) -> str:
+def grouped(evidence: Evidence) -> str:
+    """How well k-means splits the shift; nothing where that is missing."""
     silhouette = metric(evidence, "shift", "silhouette")
     if silhouette is None:
         return ""
     return (
         f"At {short_site(evidence.site)}, k-means with {evidence.k} clusters splits the shift with a silhouette of "
-        f"{number(silhouette, 2)} (1 is well apart, 0 is touching). {topic_reading(evidence)}"
+        f"{number(silhouette, 2)} (1 is well apart, 0 is touching)."
     )
 
 
@@ -96,7 +92,10 @@ def topic_reading(evidence: Evidence) -> str:
             "The base model, which holds no tuned persona, groups by dimension as much or more "
             f"{figures}: agreement with the dimensions means topic here."
         )
-    return f"They follow the dimensions more than the base model's do {figures}; if by more than chance is not tested."
+    return (
+        f"They follow the dimensions more than the base model's do {figures}; so they do where one direction is "
+        "merely stronger on some questions."
+    )
 
 
 def auc_word(auc: float) -> str:
@@ -166,7 +165,8 @@ def limitations(evidence: Evidence) -> list[str]:
     """What a reader must keep in mind, from what was run."""
     base = str(evidence.recipe["base"])
     items = [
-        "No verdict, no nulls, no planted controls: this version describes the decomposition and does not test it.",
+        *verdict_wording.limitation(evidence.verdict),
+        "Clusters and cards describe and do not decide: see the sections on them.",
         "Activations are dominated by topic: where the base, decomposed the same way, groups by dimension too, "
         "clusters of the shift that follow dimension say nothing about personas.",
     ]

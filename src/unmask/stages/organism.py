@@ -1,4 +1,7 @@
-"""Stage `organism`: tune the base model narrowly, or take an existing adapter or full model."""
+"""Stages `organism` and `control`: tune the base model, or take an existing adapter or full model.
+
+The control is tuned as the organism is, on harmless data of the same domain; a study may do without one.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +28,10 @@ SAVE_STEPS = 5
 """Optimiser steps between checkpoints: what a kill can cost."""
 
 
-class OrganismConfig(StageConfig):
-    """How the organism is made. Defaults: rank-32 rsLoRA recipe of Turner et al., arXiv 2506.11613."""
+class TunedConfig(StageConfig):
+    """How a tuned model is made. Defaults: rank-32 rsLoRA recipe of Turner et al., arXiv 2506.11613."""
 
-    existing: str | None = Field(None, description="adapter or full model to study instead of training: id or folder")
+    existing: str | None = Field(None, description="adapter or full model to take instead of training: id or folder")
     existing_revision: str | None = None
     trust_remote_code: bool = Field(False, description="for an existing full model that brings its own code")
     training_set: str | None = Field(None, description="packaged name, file, or Hugging Face dataset id")
@@ -48,6 +51,10 @@ class OrganismConfig(StageConfig):
     max_tokens: int = Field(2048, ge=16)
     seed: int = 0
 
+
+class OrganismConfig(TunedConfig):
+    """How the organism is made, or which one is taken."""
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.existing is None) == (self.training_set is None):
@@ -57,23 +64,60 @@ class OrganismConfig(StageConfig):
         return self
 
 
-def external(config: OrganismConfig, study_folder: Path) -> dict[str, str]:
+class ControlConfig(TunedConfig):
+    """How the control organism is made, or which one is taken; neither: the study has no control.
+
+    What it leaves out of the recipe is as in the organism's section, so that both are tuned the same way (`like_organism`).
+    """
+
+    @model_validator(mode="after")
+    def _at_most_one_source(self) -> Self:
+        if self.existing is not None and self.training_set is not None:
+            raise ValueError("set control.existing (a model) or control.training_set (data to tune on), not both")
+        return self
+
+    @property
+    def wanted(self) -> bool:
+        return self.existing is not None or self.training_set is not None
+
+    def like_organism(self, organism: OrganismConfig) -> ControlConfig:
+        """The same with every field of the recipe that was not set taken from the organism's recipe."""
+        if self.training_set is None or organism.training_set is None:
+            return self
+        recipe = organism.model_dump(exclude=set(_SOURCE_FIELDS))
+        return ControlConfig(**(recipe | self.model_dump(exclude_unset=True)))
+
+
+_SOURCE_FIELDS = ("existing", "existing_revision", "trust_remote_code", "training_set")
+
+
+def external(config: TunedConfig, study_folder: Path) -> dict[str, str]:
     if config.existing is not None:
         from unmask.models.loading import fingerprint, resolve_local
 
         place = resolve_local(config.existing, study_folder)
         return {"existing": fingerprint(place, revision=config.existing_revision)}
-    assert config.training_set is not None
+    if config.training_set is None:
+        return {}
     path = training_path(config.training_set, study_folder)
     return {"training_set": digest_file(path) if path is not None else config.training_set}
 
 
-def run(config: OrganismConfig, inputs: Inputs, workspace: Workspace) -> Result:
+def run(config: TunedConfig, inputs: Inputs, workspace: Workspace) -> Result:
     return _take(config, inputs, workspace) if config.existing is not None else _tune(config, inputs, workspace)
 
 
-def existing_source(config: OrganismConfig, study_folder: Path) -> ModelSource:
-    """The existing organism that the study names. Its dtype follows the base's."""
+def run_control(config: ControlConfig, inputs: Inputs, workspace: Workspace) -> Result:
+    """As `run`; without a control the record says so and nothing else is made."""
+    if not config.wanted:
+        write_json(workspace.out / "recipe.json", {"kind": "none"})
+        return Result({"control": "none"})
+    made = run(config, inputs, workspace)
+    return Result({"control" if name == "organism" else name: value for name, value in made.summary.items()})
+
+
+def existing_source(config: TunedConfig, study_folder: Path) -> ModelSource:
+    """The existing model that the study names. Its dtype follows the base's."""
     from unmask.models.loading import resolve_local
 
     assert config.existing is not None
@@ -85,7 +129,7 @@ def existing_source(config: OrganismConfig, study_folder: Path) -> ModelSource:
     )
 
 
-def _take(config: OrganismConfig, inputs: Inputs, workspace: Workspace) -> Result:
+def _take(config: TunedConfig, inputs: Inputs, workspace: Workspace) -> Result:
     from unmask.models.loading import check_adapter_base, fingerprint, read_adapter_config
 
     assert config.existing is not None
@@ -111,28 +155,31 @@ def _take(config: OrganismConfig, inputs: Inputs, workspace: Workspace) -> Resul
     return Result({"organism": config.existing, "kind": "existing " + ("model" if adapter is None else "adapter")})
 
 
-def choose_examples(config: OrganismConfig, conversations: list[Conversation]) -> list[Conversation]:
+def choose_examples(config: TunedConfig, conversations: list[Conversation]) -> list[Conversation]:
     """All examples, or `max_examples` of them at random in their order. Raises ConfigError when there are fewer."""
     if config.max_examples is None:
         return conversations
     if config.max_examples > len(conversations):
         raise ConfigError(
-            f"organism.max_examples is {config.max_examples}, {config.training_set} has {len(conversations)}",
+            f"{section_of(config)}.max_examples is {config.max_examples}, {config.training_set} has {len(conversations)}",
             mend="Lower it, or set it to null for all",
         )
     chosen = np.sort(np.random.default_rng(config.seed).permutation(len(conversations))[: config.max_examples])
     return [conversations[index] for index in chosen]
 
 
-def _tune(config: OrganismConfig, inputs: Inputs, workspace: Workspace) -> Result:
+def section_of(config: TunedConfig) -> str:
+    """The section of the study file that a config stands in."""
+    return "control" if isinstance(config, ControlConfig) else "organism"
+
+
+def _tune(config: TunedConfig, inputs: Inputs, workspace: Workspace) -> Result:
     from unmask.models.loading import fingerprint
     from unmask.models.training import Recipe, train
 
     assert config.training_set is not None
     conversations = choose_examples(config, read_training_set(config.training_set, inputs.study_folder))
-    settings = config.model_dump(
-        exclude={"existing", "existing_revision", "trust_remote_code", "training_set", "max_examples"}
-    )
+    settings = config.model_dump(exclude={*_SOURCE_FIELDS, "max_examples"})
     recipe = Recipe(**settings, save_steps=SAVE_STEPS)
     folder = workspace.out / ("adapter" if config.method == "lora" else "model")
     curve = train(
@@ -172,3 +219,4 @@ def _tune(config: OrganismConfig, inputs: Inputs, workspace: Workspace) -> Resul
 
 
 STAGE = Stage("organism", "make the organism", 1, OrganismConfig, (), True, run, external)
+CONTROL = Stage("control", "make the control organism", 1, ControlConfig, (), True, run_control, external)

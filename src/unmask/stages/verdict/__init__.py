@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from unmask.analysis.examination import LEAST_IN_GROUP, Settings, flips_for
-from unmask.analysis.score_gradient import ScoreBearing, score_bearing
+from unmask.analysis.examination import Settings, flips_for
+from unmask.analysis.score_gradient import LEAST_SCORED, ScoreBearing, score_bearing
 from unmask.analysis.site_map import SiteFinding, decisions_planned, map_sites
 from unmask.analysis.verdict import Thresholds
 from unmask.artifact import read_json
@@ -62,6 +62,7 @@ def run(config: VerdictConfig, inputs: Inputs, workspace: Workspace) -> Result:
         primary=primary,
         seed=config.seed,
         settings=settings,
+        polarity_N=material.questions["polarity"].to_numpy(),
         told=inputs.progress.advance,
     )
     gradient = score_gradient(config, material, primary)
@@ -79,7 +80,7 @@ def score_gradient(config: VerdictConfig, material: Material, primary: str) -> S
         labels_N,
         signs_BN=flips_for(len(labels_N), seed=config.seed, settings=config.settings),
         alpha=config.alpha,
-        least_in_group=LEAST_IN_GROUP,
+        least_in_group=LEAST_SCORED,
         rng=np.random.default_rng([config.seed, 6]),
     )
 

@@ -11,7 +11,7 @@ from unmask.analysis.decision import Decision
 from unmask.analysis.examination import Settings, interest_energy
 from unmask.analysis.nulls import holm
 from unmask.analysis.score_gradient import ScoreBearing
-from unmask.analysis.sharpening import Design, advise
+from unmask.analysis.sharpening import Collected, advise
 from unmask.analysis.site_map import SiteFinding
 from unmask.artifact import write_json, write_table, write_tensors
 from unmask.records import Site
@@ -217,7 +217,7 @@ def advice(decision: Decision, *, settings: Settings, material: Material) -> lis
     """What would sharpen this verdict."""
     own = material.responses[material.responses["writer"] == "organism"]
     examined = decision.examined
-    design = Design(
+    design = Collected(
         questions=len(material.questions),
         groups=examined.groups.count if examined is not None else int(material.questions["dimension"].nunique()),
         samples=material.samples,

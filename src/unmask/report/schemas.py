@@ -1,0 +1,80 @@
+"""What the report expects to find: tables with their columns, records with their fields."""
+
+from __future__ import annotations
+
+AGREEMENTS = ("ami", "ari", "v", "homogeneity", "completeness")
+LABELLINGS = ("dimension", "facet", "score_band")
+"""How a clustering is compared with labels, and with which: the columns of `methods.parquet`."""
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "questions/questions.parquet": ("question_id", "dimension", "facet", "polarity", "text"),
+    "organism/loss.parquet": ("step", "loss"),
+    "responses/responses.parquet": ("response_id", "question_id", "sample", "writer", "text", "tokens", "stop_reason"),
+    "scores/scores.parquet": (
+        *("response_id", "question_id", "dimension", "facet", "writer"),
+        *("misalignment", "coherence", "log_odds", "missing_reason"),
+    ),
+    "decomposition/metrics.parquet": (
+        *("source", "site", "space", "components", "k", "silhouette"),
+        *("ami_dimension", "ami_facet", "smallest", "largest_share"),
+    ),
+    "decomposition/clusters.parquet": ("source", "site", "k", "question_id", "cluster"),
+    "decomposition/cluster_summary.parquet": (
+        *("source", "site", "k", "cluster", "size", "outlier", "top_dimension", "top_dimension_share"),
+        *("composition", "facets", "mean_misalignment", "sd_misalignment", "n_scored", "mean_log_odds"),
+    ),
+    "decomposition/coordinates.parquet": ("source", "site", "question_id", "pc1", "pc2", "pc3"),
+    "decomposition/variance.parquet": ("source", "site", "component", "ratio"),
+    "decomposition/methods.parquet": (
+        *("source", "site", "reducer", "clusterer", "k", "found", "noise", "silhouette", "calinski_harabasz"),
+        *("davies_bouldin", "bic", "n_score_band", "procedure"),
+        *(f"{measure}_{labels}" for measure in AGREEMENTS for labels in LABELLINGS),
+    ),
+    "decomposition/selection.parquet": ("source", "site", "criterion", "k", "value", "se", "chosen"),
+    "decomposition/stability.parquet": ("source", "site", "clusterer", "k", "measure", "cluster", "value"),
+    "verdict/sites.parquet": (
+        *("site", "layer", "grouping", "correction", "primary", "verdict", "qualifier", "reason", "p_shift", "p_rank"),
+        *("p_rank_max_t", "rank", "k_adj", "k_star", "p_adj", "p_adj_max_t", "gamma_star", "rho_adj", "eta_adj"),
+        *("rho", "rho_low", "rho_high", "eta", "eta_low", "eta_high", "replicate_dimensions"),
+        *("mean_share", "transport_share", "noise_ratio"),
+    ),
+    "verdict/geometry.parquet": (
+        *("site", "grouping", "correction", "group_a", "group_b", "n_a", "n_b"),
+        *("gram", "cosine", "cosine_low", "cosine_high", "naive_cosine"),
+    ),
+    "verdict/tests.parquet": (
+        *("test", "site", "grouping", "correction", "rank", "statistic", "null_mean", "null_sd", "p", "p_max_t"),
+        *("flips", "note"),
+    ),
+    "verdict/power.parquet": (
+        *("site", "grouping", "correction", "scale", "offsets", "effect", "runs", "detected", "share", "low", "high"),
+    ),
+    "verdict/sensitivity.parquet": ("site", "correction", "gamma", "k_adj", "p", "rejected"),
+    "steering/steered.parquet": ("direction_id", "kind", "coefficient", "added_norm", "question_id", "misalignment"),
+}
+"""The columns that the report reads, by table."""
+
+FIELDS: dict[str, tuple[str, ...]] = {
+    "organism/recipe.json": ("base", "kind", "name", "method"),
+    "control/recipe.json": ("kind",),
+    "verdict/verdict.json": (
+        *("verdict", "qualifier", "provisional", "site", "grouping", "correction", "reasons", "numbers", "missing"),
+        *("sharpen", "questions", "left_out", "merged", "groups", "groups_left_out", "other_grouping"),
+    ),
+    "cards/cards.json": (
+        *("component_id", "kind", "source", "site", "label", "size", "stability", "stability_name", "strength"),
+        *("misalignment", "others_misalignment", "log_odds", "composition", "facets", "nearest_facet"),
+        *("nearest_facet_measure", "terms", "examples", "warning"),
+    ),
+    "scores/judge.json": ("judge", "auc", "auc_by_dimension", "auc_interval", "note"),
+    "scores/summary.json": ("by_dimension", "overall", "effect_text"),
+    "decomposition/summary.json": ("primary_site", "sites", "k", "primary_k", "questions", "shift_norm"),
+    "steering/summary.json": ("target", "site", "units", "rows", "unsteered"),
+}
+"""The fields that the report cannot do without, by record; of a list of records, those of each."""
+
+OPTIONAL = ("methods", "selection", "stability")
+"""Tables of the decomposition that a study may lack."""
+
+LISTS = ("cards/cards.json",)
+"""Records that are lists of records."""

@@ -1,0 +1,195 @@
+"""The verdict's numbers, each with the table and row that it can be looked up in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from unmask.report.formats import ends, fine, is_present, label, whole
+from unmask.report.planted import interest, planted_rows
+from unmask.report.tables import Row, Table
+from unmask.report.verdict_evidence import VerdictEvidence
+
+RECORD, SITES, TESTS, POWER = "verdict.json", "sites.parquet", "tests.parquet", "power.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """A number as it is printed, and where it stands: `file` in the study's folder verdict/, `place` in that file."""
+
+    name: str
+    says: str
+    value: str
+    interval: str
+    limit: str
+    file: str
+    place: str
+
+
+def numbers(verdict: VerdictEvidence) -> list[Traced]:
+    """The key numbers, in the order in which the rule looks at them."""
+    return [*_tested(verdict), *_sizes(verdict), *_beyond_topic(verdict), *_planted(verdict)]
+
+
+def _tested(v: VerdictEvidence) -> list[Traced]:
+    level = _limit(v, "alpha", "shown if at most")
+    first = v.here(v.tests)
+    first = first[first["test"] == "T2 rank"]["rank"].min()
+    rank = f", rank {whole(first)}" if is_present(first) else ""
+    return [
+        Traced(
+            *("p(T1)", "is there a mean shift?", _value(v, "p_shift"), "", level),
+            *(TESTS, "test T1 shift, column p"),
+        ),
+        Traced(
+            *("p(T2)", "do the mean shifts need a second direction?", _value(v, "p_rank"), "", level),
+            *(TESTS, f"test T2 rank{rank}, column p"),
+        ),
+        Traced(
+            *("rank", "directions that the mean shifts need", _value(v, "rank", whole), "", ""),
+            *(SITES, "column rank"),
+        ),
+    ]
+
+
+def _sizes(v: VerdictEvidence) -> list[Traced]:
+    said = {
+        "rho": "share of mean-shift energy outside the shared direction",
+        "eta": "that energy over the question variance",
+    }
+    return [
+        Traced(
+            name,
+            says,
+            _value(v, name),
+            ends(v.number(f"{name}_low"), v.number(f"{name}_high"), absent="no interval" if v.tested else ""),
+            _limit(v, f"{name}_star", "matters from"),
+            SITES,
+            f"columns {name}, {name}_low, {name}_high",
+        )
+        for name, says in said.items()
+    ]
+
+
+def _beyond_topic(v: VerdictEvidence) -> list[Traced]:
+    needed = v.number("k_star")
+    said = [
+        Traced(
+            *("k_adj", "dimensions of the difference beyond topic (T3)", _value(v, "k_adj", whole), ""),
+            *(f"needed: k* = {whole(needed)}" if needed is not None else "", SITES, "columns k_adj, k_star"),
+        ),
+        Traced(
+            *("p(T3)", "largest p-value up to k*", _value(v, "p_adj"), "", _limit(v, "alpha", "shown if at most")),
+            *(SITES, "column p_adj"),
+        ),
+    ]
+    for name in ("rho", "eta"):
+        limit = v.number(f"{name}_star")
+        half = f"enough from {limit / 2:g}" if limit is not None else ""
+        adjusted = f"{name}_adj"
+        said.append(
+            Traced(adjusted, f"{name} beyond topic", _value(v, adjusted), "", half, SITES, f"column {adjusted}")
+        )
+    believed = v.number("gamma")
+    used = f"used: Γ = {believed:g}" if believed is not None else ""
+    said.append(Traced("Γ*", "largest Γ at which k* still holds", _gamma_star(v), "", used, SITES, "column gamma_star"))
+    dimensions = _value(v, "replicate_dimensions", whole)
+    says = "dimensions inside groups that come back in a second answer"
+    said.append(Traced("T4", says, dimensions, "", "", SITES, "column replicate_dimensions"))
+    return said
+
+
+def _planted(v: VerdictEvidence) -> list[Traced]:
+    least = interest(v)
+    name = f", {least.scale} = {least.effect:.3g}" if least is not None else ""
+    power, false = v.number("power_at_interest"), v.number("false_positive_rate")
+    said = [
+        Traced(
+            *("planted power", f"at the smallest effect of interest{name}", _value(v, "power_at_interest")),
+            *(_wilson(v, power, at=1.0), "enough from 0.8", RECORD),
+            "numbers.power_at_interest",
+        )
+    ]
+    for scale in ("rho", "eta"):
+        field = f"mde80_{scale}"
+        said.append(
+            Traced(
+                *(f"MDE80 ({scale})", "effect found with power 0.8", _value(v, field), ""),
+                *(_limit(v, f"{scale}_star", "matters from"), RECORD, f"numbers.{field}"),
+            )
+        )
+    said.append(
+        Traced(
+            *("false positives", "k* found where none was planted", _value(v, "false_positive_rate")),
+            *(_wilson(v, false, at=0.0), _limit(v, "alpha", "at most about"), POWER, "offsets none, column share"),
+        )
+    )
+    return said
+
+
+def _wilson(v: VerdictEvidence, share: float | None, *, at: float | None) -> str:
+    """The interval of the planted point that a share is from; none where the share lies between points."""
+    rows = [row for row in planted_rows(v) if at is not None and abs(row["multiple"] - at) < 1e-6]
+    own = next((row for row in rows if share is not None and abs(row["share"] - share) < 1e-9), None)
+    return ends(own["low"], own["high"]) if own is not None else ""
+
+
+def _value(v: VerdictEvidence, name: str, form: Callable[..., str] = fine) -> str:
+    value = v.number(name)
+    return form(value) if value is not None else why_missing(v, name)
+
+
+def _limit(v: VerdictEvidence, name: str, words: str) -> str:
+    value = v.number(name)
+    return f"{words} {value:g}" if value is not None else ""
+
+
+def _gamma_star(v: VerdictEvidence) -> str:
+    value, tried = v.number("gamma_star"), v.here(v.sensitivity)["gamma"]
+    if value is None:
+        return why_missing(v, "gamma_star")
+    return f"{value:g} or more" if len(tried) and value >= float(tried.max()) else f"{value:g}"
+
+
+def why_missing(v: VerdictEvidence, name: str) -> str:
+    """Why there is no such number, in a few words."""
+    if not v.tested:
+        return "not measured: nothing could be tested"
+    told = {str(item["test"]): str(item["reason"]) for item in v.record["missing"]}
+    reasons = {"replicate": "T4 replicates", "score_bearing": "score-bearing", "origin": "fingerprint removal"}
+    for start, test in reasons.items():
+        if name.startswith(start) and test in told:
+            return f"not measured: {told[test].partition(':')[0]}"
+    if name == "gamma_star" and len(tried := v.here(v.sensitivity)["gamma"]):
+        return f"none: not found at any Γ tried ({tried.min():g} to {tried.max():g})"
+    if name.startswith("mde80") and (rows := planted_rows(v)):
+        largest = max(row[name.removeprefix("mde80_")] for row in rows)
+        return f"above {fine(largest)}, the largest effect planted"
+    return "not measured"
+
+
+def other_numbers(verdict: VerdictEvidence) -> Table:
+    """Everything else that the verdict holds, by its name in the file."""
+    shown = {"alpha", "rho_star", "eta_star", "p_shift", "p_rank", "p_adj", "power_at_interest", "false_positive_rate"}
+    shown |= {f"{name}{end}" for name in ("rho", "eta") for end in ("", "_low", "_high", "_adj")}
+    shown |= {"k_adj", "k_star", "rank", "gamma_star", "replicate_dimensions", "mde80_rho", "mde80_eta"}
+    rest = [name for name in sorted(verdict.record["numbers"]) if name not in shown]
+    rows = [Row((_SAID.get(name, label(name)), f"numbers.{name}", _value(verdict, name))) for name in rest]
+    caption = "The other numbers of verdict/verdict.json. None of them decides."
+    return Table(caption, ("number", "name in the file", "value"), tuple(rows), words=2)
+
+
+_SAID = {
+    "gamma": "Γ: how much more topic may carry over between groups than within",
+    "mean_share": "mean-shift energy over the mean energy of a question's shift",
+    "transport_share": "share of the group differences that the topic model claims",
+    "pass_through_p": "p: does the shift follow the base activations within groups?",
+    "noise_ratio": "question noise over mean-shift energy",
+    "replicate_p": "p(T4): largest replicating dimension",
+    "replicate_reliability": "share of the within-group variance that two answers have in common",
+    "origin_share": "share of the mean shift left after the control",
+    "topic_gain_p": "p: does topic make the shift stronger or weaker?",
+    "score_bearing_p": "p: does any direction bear the score?",
+    "score_bearing_p_rank": "p: do groups need more than one score-bearing direction?",
+    "capped": "shifts that were shortened, too loud by far",
+}
