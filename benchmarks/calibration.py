@@ -18,6 +18,7 @@ for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import argparse
 import json
 import platform
+import sys
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -30,11 +31,16 @@ from calibration_cases import CONTROL, NEW, QUICK, REAL, REFERENCE, RIGHT, Case
 from scipy.stats import beta
 
 from unmask.analysis.decision import decide
+from unmask.analysis.examination import Settings
 from unmask.analysis.worlds import World, draw
 
 CASES = [*REFERENCE, *NEW, *CONTROL, *REAL]
 STRONG = 0.15
 """rho from which a separable world must be found."""
+
+
+SETTINGS = Settings(planted_effects=(1.0,))
+"""The defaults; of the planted effects, the rule looks at the smallest one of interest only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,7 @@ class Outcome:
     verdict: str
     qualifier: str | None
     rho: float
+    persona_rho: float
     numbers: dict[str, float | None]
     seconds: float
 
@@ -102,7 +109,12 @@ def run_all(chosen: list[int], *, runs: int, seed: int, jobs: int) -> list[Outco
     if jobs == 1:
         return [one_run(item) for item in work]
     with ProcessPoolExecutor(max_workers=jobs) as pool:
-        return list(pool.map(one_run, work, chunksize=max(1, min(4, len(work) // (4 * jobs)))))
+        done = []
+        for outcome in pool.map(one_run, work):
+            done.append(outcome)
+            if len(done) % 100 == 0:
+                print(f"{len(done)} of {len(work)} runs", file=sys.stderr, flush=True)
+        return done
 
 
 def one_run(item: tuple[int, int, int]) -> Outcome:
@@ -118,9 +130,12 @@ def one_run(item: tuple[int, int, int]) -> Outcome:
         control_ND=world.control_ND,
         polarity_N=world.polarity_N,
         seed=run,
+        settings=SETTINGS,
     )
     seconds = time.perf_counter() - started
-    return Outcome(index, run, decision.verdict, decision.qualifier, world.rho, decision.numbers, seconds)
+    return Outcome(
+        index, run, decision.verdict, decision.qualifier, world.rho, world.persona_rho, decision.numbers, seconds
+    )
 
 
 def draw_case(case: Case, rng: np.random.Generator) -> World:
@@ -139,8 +154,8 @@ def _verdicts() -> tuple[str, ...]:
 def table(chosen: list[int], outcomes: list[Outcome]) -> str:
     """Markdown: a line per world with its confusion, in per cent of its runs."""
     lines = [
-        "| world | truth | true rho | no-shift | monolithic | entangled | separable | inconclusive | right |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| world | truth | true rho | no-shift | monolithic | entangled | separable | inconclusive | right | known limit |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for index in chosen:
         own = [o for o in outcomes if o.case == index]
@@ -150,20 +165,26 @@ def table(chosen: list[int], outcomes: list[Outcome]) -> str:
         rho = float(np.median([o.rho for o in own])) if own else float("nan")
         shown = "-" if np.isnan(rho) else f"{rho:.2f}"
         lines.append(
-            f"| {CASES[index].name} | {CASES[index].truth} | {shown} | {' | '.join(cells)} | {right} of {len(own)} |"
+            f"| {CASES[index].name} | {CASES[index].truth} | {shown} | {' | '.join(cells)} | {right} of {len(own)} "
+            f"| {CASES[index].limit or ''} |"
         )
     return "\n".join(lines)
 
 
 def is_right(outcome: Outcome) -> bool:
+    """Right by the truth; and `monolithic` where neither the shift nor the persona has as much outside one direction as the rule
+    says matters."""
+    if outcome.verdict == "monolithic" and max(outcome.rho, outcome.persona_rho) < SETTINGS.thresholds.rho:
+        return True
     return outcome.verdict in RIGHT[CASES[outcome.case].truth]
 
 
 def totals(outcomes: list[Outcome]) -> dict[str, object]:
     """The three figures of merit with their counts and exact 95 % bounds (Clopper & Pearson 1934)."""
     not_separable = [o for o in outcomes if CASES[o.case].truth != "separable"]
-    monolithic = [o for o in outcomes if CASES[o.case].truth == "monolithic"]
-    strong = [o for o in outcomes if CASES[o.case].truth == "separable" and o.rho >= STRONG - 1e-9]
+    claimed = [o for o in outcomes if CASES[o.case].limit is None]
+    monolithic = [o for o in claimed if CASES[o.case].truth == "monolithic"]
+    strong = [o for o in claimed if CASES[o.case].truth == "separable" and o.rho >= STRONG - 1e-9]
     found: dict[str, object] = {}
     for name, group, hit in (
         ("false_separable", not_separable, lambda o: o.verdict == "separable"),
@@ -175,6 +196,9 @@ def totals(outcomes: list[Outcome]) -> dict[str, object]:
         found[name] = round(hits / count, 4) if count else None
         found[f"{name}_count"], found[f"{name}_of"] = hits, count
         found[f"{name}_95"] = [round(low, 4), round(high, 4)] if count else None
+    for truth in ("monolithic", "separable"):
+        beyond = [o for o in outcomes if CASES[o.case].limit is not None and CASES[o.case].truth == truth]
+        found[f"{truth}_right_beyond_limits"] = [sum(is_right(o) for o in beyond), len(beyond)]
     by_world = Counter(o.case for o in not_separable if o.verdict == "separable")
     sizes = Counter(o.case for o in not_separable)
     worst = max(sizes, key=lambda case: by_world[case] / sizes[case], default=None)

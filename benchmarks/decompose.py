@@ -6,7 +6,10 @@
 sweep: PCA to 50 components, K-means and silhouette for k = 3, 4, 5, 7, 15, 50, with one seed and one start. The other side is the
 reference study's loop: scikit-learn's PCA fitted again for every k, then KMeans and silhouette_score as they come. It is measured
 on as many threads as the libraries take, which is what a user sees, and on one, which is what ours takes; on a busy machine
-threads that wait for each other make the first many times worse, so the load is printed. The last line is one JSON object.
+threads that wait for each other make the first many times worse, so the load is printed.
+
+verdict: everything that one layer of the reference study's size is asked, with its planted controls, against the budget of 60 s;
+36 layers against 12 minutes; peak memory against 2 GB. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -22,6 +25,11 @@ from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+
+from unmask.analysis.decision import decide
+from unmask.analysis.examination import Examined, Settings, planted_controls
+from unmask.analysis.nulls import draw_flips
+from unmask.analysis.transport import contrast_tests, transport
 
 KS = (3, 4, 5, 7, 15, 50)
 COMPONENTS, SEED = 50, 42
@@ -155,7 +163,72 @@ def _components(rows_ND: np.ndarray) -> int:
     return min(COMPONENTS, len(rows_ND) - 1)
 
 
-SECTIONS: dict[str, Section] = {"sweep": sweep_section}
+def verdict_section(quick: bool) -> dict[str, float]:
+    """Budgets over what was taken: one layer with all planted runs (60 s), 36 layers (12 minutes; not in quick mode), memory.
+
+    And seconds of a planted run made and tested by itself over ours, which share their flips.
+    """
+    import resource
+
+    from unmask.analysis.site_map import SiteData, map_sites
+    from unmask.analysis.worlds import draw
+
+    questions, width = SIZES["paper"]
+    world = draw("pass_through_linear", rng=np.random.default_rng(SEED), questions=questions, width=width, control=True)
+    data = SiteData(world.shift_ND, world.base_ND, world.replicates_NSD, world.control_ND)
+    settings, groupings = Settings(), {"dimension": world.groups_N}
+    found: dict[str, float] = {}
+    started = time.perf_counter()
+    decision = decide(
+        data.shift_ND, data.base_ND, world.groups_N, replicates_NSD=data.replicates_NSD, seed=SEED, full=True
+    )
+    spent = time.perf_counter() - started
+    found["one_layer_budget"] = round(60 / spent, 2)
+    effects = len(settings.planted_effects)
+    print(
+        f"  one layer, {effects} effects x 2 kinds x {settings.planted_runs} planted runs: {spent:.1f} s (budget 60 s)"
+    )
+    if decision.examined is not None:
+        found["planted"] = _planted_ratio(decision.examined, 3 if quick else 10)
+    if not quick:
+        started = time.perf_counter()
+        sites = [
+            (f"blocks.{layer}.hook_resid_pre", lambda: SiteData(world.shift_ND, world.base_ND)) for layer in range(36)
+        ]
+        map_sites(sites, groupings, primary=sites[18][0], seed=SEED, settings=settings)
+        spent = time.perf_counter() - started
+        found["layers_36_budget"] = round(720 / spent, 2)
+        print(f"  36 layers, planted runs at one of them: {spent:.0f} s (budget 720 s)")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"  peak memory of the process {peak:.2f} GB (budget 2 GB)")
+    return found | {"memory_budget": round(2 / peak, 2)}
+
+
+def _planted_ratio(examined: Examined, runs: int) -> float:
+    """Seconds of a planted run built and tested by itself over those of ours, in which all runs share their flips."""
+    settings = Settings(planted_effects=(1.0,))
+    started = time.perf_counter()
+    planted_controls(examined, k_star=2, seed=SEED, settings=settings)
+    ours = (time.perf_counter() - started) / (3 * settings.planted_runs)
+    model, groups, rng = examined.transport, examined.groups, np.random.default_rng(SEED)
+    inverse_NN = np.linalg.inv(model.whitener_NN)
+    started = time.perf_counter()
+    for _ in range(runs):
+        signs_N = rng.choice([-1.0, 1.0], size=len(inverse_NN))
+        rows_NC = inverse_NN @ (signs_N[:, None] * model.residual_NC)
+        kernels = examined.pass_through.kernels
+        again = transport(
+            rows_NC, examined.geometry.shared_C, kernels, groups, gamma=model.gamma, components_K=model.components_K
+        )
+        contrast_tests(again, draw_flips(len(rows_NC), flips=settings.planted_flips, rng=rng), alpha=0.05)
+    theirs = (time.perf_counter() - started) / runs
+    print(
+        f"  a planted run: {1e3 * theirs:.0f} ms one by one, {1e3 * ours:.1f} ms with shared flips, {theirs / ours:.0f} times"
+    )
+    return round(theirs / ours, 2)
+
+
+SECTIONS: dict[str, Section] = {"sweep": sweep_section, "verdict": verdict_section}
 
 if __name__ == "__main__":
     main()

@@ -308,6 +308,14 @@ def test_stability_is_judged_and_a_missing_one_says_so(cards_of, stability, name
         assert card["warning"].endswith("not to be trusted (Hennig 2007)")
 
 
+def test_a_direction_is_not_judged_by_what_is_said_of_clusters(cards_of) -> None:
+    steady = {"stability": 0.55, "stability_name": "|cosine| of halves"}
+    world = World().add("pc-1", "pc", spread(), **steady).add("pc-2", "pc", spread(), **(steady | {"stability": 0.4}))
+    fair, poor = cards_of(world)
+    assert fair["warning"] is None
+    assert poor["warning"] == "unstable: stability 0.40 (|cosine| of halves)"
+
+
 def test_the_table_holds_the_same_as_the_cards(cards_of, tmp_path: Path) -> None:
     world = World().add("cluster-1", "cluster", members(0, 25), size=25).add("pc-1", "pc", spread(), stage="verdict")
     world.add("atom-1", "atom", dict.fromkeys(IDS, 0.0), stage="verdict", stability=None, stability_name=None)

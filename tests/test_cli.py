@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from unmask.pipeline import STAGE_NAMES
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -55,7 +57,7 @@ def test_init_writes_a_commented_study_that_status_reads(preset: str, tmp_path: 
     assert (tmp_path / "s" / "study.yaml").read_text().startswith("#")
     status = unmask("status", tmp_path / "s", "--json")
     assert status.returncode == 0, status.stderr
-    assert [row["state"] for row in json.loads(status.stdout)] == ["missing"] * 8
+    assert [row["state"] for row in json.loads(status.stdout)] == ["missing"] * len(STAGE_NAMES)
 
 
 def test_init_never_overwrites(tmp_path: Path) -> None:

@@ -113,12 +113,23 @@ def test_steering_confirms_or_overturns(separable) -> None:
     assert of_world(separable, causal=steering(1.0)).verdict == "entangled"
 
 
+def test_gamma_star_is_the_largest_gamma_at_which_enough_is_found() -> None:
+    world = draw(
+        "separable_pass_through", rng=np.random.default_rng(3), questions=150, width=48, rho=0.4, noise_ratio=1.0
+    )
+    full = of_world(world, full=True)
+    assert full.examined.pass_through.shown
+    found = [row.gamma for row in full.sensitivity if row.k_adj >= full.numbers["k_star"]]
+    assert full.numbers["gamma_star"] == max(found)
+
+
 def test_full_adds_planted_controls_and_sensitivity_and_changes_no_test(separable) -> None:
     plain, full = of_world(separable), sound(of_world(separable, full=True))
     assert plain.planted is None
     assert plain.sensitivity == ()
     assert [row.gamma for row in full.sensitivity] == [1.0, 1.5, 4.0]
-    assert full.numbers["gamma_star"] == max(row.gamma for row in full.sensitivity if row.k_adj >= 2)
+    assert not full.examined.pass_through.shown
+    assert full.numbers["gamma_star"] is None  # nothing is carried over that Gamma could multiply
     assert full.sensitivity[1].k_adj == full.numbers["k_adj"]
     assert 0 <= full.numbers["power_at_interest"] <= 1
     for name in ("p_shift", "p_rank", "k_adj", "rho", "rho_high", "eta_high", "rho_adj"):

@@ -6,18 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from unmask.analysis.facets import holm, nearest_by_loadings, nearest_by_members
+from unmask.analysis.facets import nearest_by_loadings, nearest_by_members
 
 FACETS = np.array(["a"] * 60 + ["b"] * 30 + ["c"] * 10)
 
 
 def by_loadings(facets: np.ndarray, loadings: np.ndarray, **options: int) -> str | None:
     return nearest_by_loadings(facets, loadings, rng=np.random.default_rng(0), **options).facet
-
-
-def test_holm_is_the_step_down_by_hand() -> None:
-    np.testing.assert_allclose(holm(np.array([0.04, 0.01, 0.03])), [0.06, 0.03, 0.06])
-    np.testing.assert_allclose(holm(np.array([0.5, 0.9])), [1.0, 1.0])
 
 
 def test_a_cluster_goes_with_the_facet_of_the_highest_lift() -> None:

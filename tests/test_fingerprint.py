@@ -63,15 +63,30 @@ def test_the_distance_is_that_of_the_best_line_through_the_means() -> None:
     """Without noise to correct for, exactly; the fingerprint is the length of the control's mean, in the prepared scale."""
     rng = np.random.default_rng(1)
     shift_ND = study(3 * rng.standard_normal((3, D)), noise=1e-6)
-    control_ND = rng.standard_normal((N, D)) + 2
+    control_ND = np.tile(rng.standard_normal(D) + 2, (N, 1))
     control_ND[7] = np.nan
     prepared = prepare_shift(shift_ND)
     found = origin(prepared, GROUPS, control_ND)
     assert found.distance == pytest.approx(nearest(GROUPS.means(prepared.rows_NC)), rel=1e-5)
-    there = np.delete(control_ND, 7, axis=0).mean(axis=0)
     assert found.fingerprint == pytest.approx(
-        np.sqrt(sum((x / s) ** 2 for x, s in zip(there, prepared.scale_D, strict=True)))
+        np.sqrt(sum((x / s) ** 2 for x, s in zip(control_ND[0], prepared.scale_D, strict=True)))
     )
+
+
+def test_noise_of_the_controls_mean_is_taken_out_of_both_lengths() -> None:
+    """The control's mean was taken off every row: its sampling noise is in the distance and in the fingerprint."""
+    rng = np.random.default_rng(4)
+    shift_ND = study(3 * rng.standard_normal((3, D)), noise=1e-6)
+    noise_ND = rng.standard_normal((N, D))
+    still_ND = np.tile(rng.standard_normal(D) + 2, (N, 1))
+    still, noisy = (
+        origin(prepare_shift(shift_ND), GROUPS, control)
+        for control in (still_ND, still_ND + noise_ND - noise_ND.mean(axis=0))
+    )
+    scale_D = prepare_shift(shift_ND).scale_D
+    lost = sum(np.var((noise_ND / scale_D)[:, d], ddof=1) for d in range(D)) / N
+    assert noisy.distance**2 == pytest.approx(still.distance**2 - lost)
+    assert noisy.fingerprint**2 == pytest.approx(still.fingerprint**2 - lost)
 
 
 def test_one_axis_through_the_origin_needs_no_fingerprint_and_another_one_does() -> None:

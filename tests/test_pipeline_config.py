@@ -96,8 +96,8 @@ def test_a_setting_commented_out_in_a_preset_is_one_that_exists(name: str, tmp_p
             continue
         opened = [*lines[:number], line.replace("# ", "", 1), *lines[number + 1 :]]
         field = line.removeprefix("  # ").split(":")[0]
-        if field == "existing":
-            opened = [other for other in opened if not other.startswith("  training_set:")]
+        if field == "existing":  # in the place of the training set that stands before it
+            opened.pop(max(place for place in range(number) if lines[place].startswith("  training_set:")))
         config = read_config(write_config(tmp_path, "\n".join(opened)))
         assert any(field in getattr(config, section).model_fields_set for section in StudyConfig.model_fields), field
 
@@ -270,8 +270,8 @@ def test_a_small_number_may_be_written_with_an_exponent_and_no_point(tmp_path: P
 
 def test_every_stage_has_a_section_with_its_own_config() -> None:
     for stage in STAGES:
-        assert StudyConfig.model_fields[stage.name].annotation is stage.config
-    assert list(StudyConfig.model_fields) == ["base", *STAGE_NAMES]
+        assert StudyConfig.model_fields[stage.called].annotation is stage.config
+    assert list(StudyConfig.model_fields) == ["base", *dict.fromkeys(stage.called for stage in STAGES)]
     for number, stage in enumerate(STAGES):
         assert set(stage.needs) <= set(STAGE_NAMES[:number]), stage.name
 
@@ -320,7 +320,7 @@ def finish_all(pipeline: StudyPipeline) -> None:
             stage=stage.name,
             key=pipeline._key(stage, inputs),
             version=stage.version,
-            config=getattr(pipeline.config, stage.name).model_dump(mode="json"),
+            config=pipeline._section(stage).model_dump(mode="json"),
             inputs=inputs,
             files=listing(workspace.out),
             summary={"rows": 1},
@@ -368,22 +368,25 @@ def test_all_is_done_and_stays_so(finished: Path) -> None:
     }
 
 
-CHANGES: dict[str, tuple[str, object]] = {
-    "questions.seed": ("questions", 1),
-    "questions.neutral_count": ("questions", 3),
-    "questions.dimensions": ("questions", ["d"]),
-    "organism.rank": ("organism", 8),
-    "organism.learning_rate": ("organism", 2e-5),
-    "organism.projections": ("organism", ["q_proj"]),
-    "responses.temperature": ("responses", 0.0),
-    "responses.seed": ("responses", 1),
-    "activations.layers": ("activations", [1, 2, 3]),
-    "activations.point": ("activations", "resid_post"),
-    "scores.misaligned_above": ("scores", 60),
-    "decomposition.k": ("decomposition", [2, 3]),
-    "decomposition.seed": ("decomposition", 0),
-    "steering.coefficients": ("steering", [1.0]),
-    "report.title": ("report", "Mine"),
+CHANGES: dict[str, object] = {
+    "questions.seed": 1,
+    "questions.neutral_count": 3,
+    "questions.dimensions": ["d"],
+    "organism.rank": 8,
+    "organism.learning_rate": 2e-5,
+    "organism.projections": ["q_proj"],
+    "responses.temperature": 0.0,
+    "responses.seed": 1,
+    "activations.layers": [1, 2, 3],
+    "activations.point": "resid_post",
+    "control.training_set": "t.jsonl",
+    "scores.misaligned_above": 60,
+    "verdict.gamma": 2.0,
+    "cards.examples": 2,
+    "decomposition.k": [2, 3],
+    "decomposition.seed": 0,
+    "steering.coefficients": [1.0],
+    "report.title": "Mine",
 }
 
 
@@ -397,14 +400,17 @@ def downstream(stage: str) -> set[str]:
 
 @pytest.mark.parametrize("field", CHANGES)
 def test_a_changed_setting_makes_its_own_stage_stale_with_both_values(finished: Path, field: str) -> None:
-    stage, value = CHANGES[field]
+    value = CHANGES[field]
     section, name = field.split(".")
     before = getattr(open_study(finished).config, section).model_dump(mode="json")[name]
     write_config(finished, with_changes(**{section: {name: value}}))
     after = getattr(open_study(finished).config, section).model_dump(mode="json")[name]
-    assert reruns(finished) == {stage: f"{field} changed from {before!r} to {after!r}"}
+    again = {other.name for other in STAGES if other.called == section}
+    found = reruns(finished)
+    assert set(found) == again
+    assert all(reason.startswith(f"{field} changed from {before!r} to {after!r}") for reason in found.values())
     states = states_of(finished)
-    assert {name for name, (state, _) in states.items() if state == "stale"} == downstream(stage)
+    assert {name for name, (state, _) in states.items() if state == "stale"} == set.union(*map(downstream, again))
     write_config(finished, SMALL)
     assert reruns(finished) == {}
 
@@ -417,21 +423,15 @@ def test_a_stage_downstream_says_what_it_waits_for(finished: Path) -> None:
     assert states["activations"] == ("done", "")
 
 
-@pytest.mark.parametrize(
-    ("name", "stages"),
-    [
-        ("system_prompt", {"organism", "responses", "activations", "steering"}),
-        ("thinking", {"organism", "responses", "activations", "steering"}),
-        ("dtype", {"organism", "responses", "activations", "steering"}),
-    ],
-)
-def test_how_the_base_is_asked_is_an_input_of_the_stages_that_use_it(
-    finished: Path, name: str, stages: set[str]
-) -> None:
-    assert {stage.name for stage in STAGES if stage.needs_base} == stages
+READ_WITH_THE_BASE = {"organism", "control", "responses", "activations", "control_activations", "steering"}
+
+
+@pytest.mark.parametrize("name", ["system_prompt", "thinking", "dtype"])
+def test_how_the_base_is_asked_is_an_input_of_the_stages_that_use_it(finished: Path, name: str) -> None:
+    assert {stage.name for stage in STAGES if stage.needs_base} == READ_WITH_THE_BASE
     value = {"system_prompt": "Be kind.", "thinking": True, "dtype": "bfloat16"}[name]
     write_config(finished, with_changes(base={name: value}))
-    assert reruns(finished) == {"organism": "base changed"}
+    assert reruns(finished) == {"organism": "base changed", "control": "base changed"}
     assert states_of(finished)["questions"] == ("done", "")
 
 
@@ -441,7 +441,7 @@ def test_the_same_model_in_another_folder_changes_nothing(finished: Path, tmp_pa
     assert reruns(finished) == {}
     write_json(tmp_path / "other" / "config.json", {"num_hidden_layers": 5})
     write_config(finished, with_changes(base={"model": str(tmp_path / "other")}))
-    assert reruns(finished) == {"organism": "base changed"}
+    assert reruns(finished) == {"organism": "base changed", "control": "base changed"}
 
 
 def test_another_place_of_the_study_comments_and_defaults_spelt_out_change_nothing(
@@ -483,7 +483,8 @@ def test_outputs_that_came_out_the_same_make_nothing_stale(finished: Path) -> No
     record = study.record("responses")
     assert record is not None
     workspace = Workspace(study.scratch / "responses-again")
-    for text, stale in (("responses", {}), ("others", {"activations": "responses changed"})):
+    readers = dict.fromkeys(("activations", "control_activations"), "responses changed")
+    for text, stale in (("responses", {}), ("others", readers)):
         workspace.prepare()
         write_text(workspace.out / "made.txt", text)
         commit(study, workspace, replace(record, files=listing(workspace.out), started="2032-01-01", seconds=99.0))
@@ -515,7 +516,7 @@ def record_with(**changes: Any) -> StageRecord:
 )
 def test_why_stale_tells_every_difference(changes: dict[str, Any], reason: str) -> None:
     now = record_with()
-    assert why_stale(record_with(**changes), now.config, now.inputs, 1) == reason
+    assert why_stale(record_with(**changes), now.config, now.inputs, 1, section="scores") == reason
 
 
 def test_public_names_are_there_when_asked_for() -> None:

@@ -1,6 +1,6 @@
 """Draw the figures of docs/verdict.md and print its tables: simulated studies whose truth is known, and what is said of each.
 
-    python tools/draw_worlds.py --out docs/images    # about two minutes on one core
+    python tools/draw_worlds.py --out docs/images    # about a minute on one core
 
 Every world is drawn once, from numpy's default_rng(SEED): one draw each, no error rates (those are in docs/calibration.md). With
 the same seed all worlds have the same questions and, but for near-topics that share noise, the same base activations.
@@ -38,7 +38,7 @@ QUESTIONS = 300
 NOISE, USUAL_NOISE = 1.0, 3.0
 """Norm of a question's noise over the shared direction's: in the figures, and in the calibration's worlds as a rule."""
 
-_LOUD = {"noise_ratio": NOISE}
+_LESS = {"noise_ratio": NOISE}
 
 COMPONENTS, CLUSTERS = 50, 4
 MARKERS = ("o", "s", "^", "D")
@@ -56,13 +56,13 @@ class Drawn:
 
 
 FIGURES = {
-    "monolithic": Drawn("Monolithic: one direction for all questions", "monolithic", _LOUD),
-    "entangled": Drawn("Entangled: parts inside one dimension, none along the dimensions", "nested", _LOUD),
+    "monolithic": Drawn("Monolithic: one direction for all questions", "monolithic", _LESS),
+    "entangled": Drawn("Entangled: parts inside one dimension, none along the dimensions", "nested", _LESS),
     "separable": Drawn(
-        "Separable: every dimension has a direction of its own beside the shared one", "separable", _LOUD
+        "Separable: every dimension has a direction of its own beside the shared one", "separable", _LESS
     ),
     "topic": Drawn(
-        "Carried by topic: one map of the base activations for all dimensions", "pass_through_linear", _LOUD
+        "Carried by topic: one map of the base activations for all dimensions", "pass_through_linear", _LESS
     ),
 }
 """File name, less `world-` and `.png`, to what is drawn."""
@@ -70,13 +70,15 @@ FIGURES = {
 MORE = (
     Drawn("separable", "separable"),
     Drawn("carried by topic", "pass_through_linear"),
-    Drawn("one direction, very unequal gains, less noise", "monolithic_hetero_gain", _LOUD | {"facet_gain": 0.8}),
+    Drawn("one direction, very unequal gains, less noise", "monolithic_hetero_gain", _LESS | {"facet_gain": 0.8}),
     Drawn("separable under a large fingerprint", "separable_drift"),
-    Drawn("the same, less noise", "separable_drift", _LOUD),
+    Drawn("the same, less noise", "separable_drift", _LESS),
     Drawn("the same, with a control", "separable_drift", {"control": True}),
-    Drawn("one graded axis, less noise", "graded", _LOUD),
-    Drawn("the same, with a control", "graded", _LOUD | {"control": True}),
+    Drawn("one graded axis", "graded"),
+    Drawn("the same, less noise", "graded", _LESS),
+    Drawn("the same, with a control too", "graded", _LESS | {"control": True}),
     Drawn("two camps", "two_way"),
+    Drawn("the same, less noise", "two_way", _LESS),
     Drawn("the same, with a control", "two_way", {"control": True}),
     Drawn("one direction, its sign the polarity", "sign_mixed_balanced"),
     Drawn("one direction, near-topics share noise", "monolithic_clustered"),
@@ -123,7 +125,7 @@ def main() -> None:
     for name, one in shown.items():
         write_figure(one, FIGURES[name].heading, options.out / f"world-{name}.png")
     print(
-        f"seed {SEED}, {QUESTIONS} questions, 2 responses each, noise {NOISE:g} in the figures and {USUAL_NOISE:g} in the second table\n"
+        f"seed {SEED}, {QUESTIONS} questions, 2 responses each; noise {NOISE:g} in the figures, {USUAL_NOISE:g} below\n"
     )
     print(figures_table(shown))
     print()

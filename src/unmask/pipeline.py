@@ -297,13 +297,16 @@ class StudyPipeline:
         inputs = self._inputs(stage, fresh)
         if record.key == self._key(stage, inputs):
             return "done", ""
-        return "stale", why_stale(record, self._section(stage).model_dump(mode="json"), inputs, stage.version)
+        config = self._section(stage).model_dump(mode="json")
+        return "stale", why_stale(record, config, inputs, stage.version, section=stage.called)
 
 
-def why_stale(record: StageRecord, config: Mapping[str, Any], inputs: Mapping[str, str], version: int) -> str:
-    """In words, what differs between a finished stage and what the study file asks for now."""
+def why_stale(
+    record: StageRecord, config: Mapping[str, Any], inputs: Mapping[str, str], version: int, *, section: str
+) -> str:
+    """In words, what differs between a finished stage and what that section of the study file asks for now."""
     changes = [
-        f"{record.stage}.{name} changed from {record.config.get(name)!r} to {value!r}"
+        f"{section}.{name} changed from {record.config.get(name)!r} to {value!r}"
         for name, value in config.items()
         if record.config.get(name) != value
     ]

@@ -132,6 +132,7 @@ def _point(
             found.verdict == "separable",
             found.verdict == "monolithic",
         ]
+        told()
     rho_seen, eta_seen = np.median(sizes, axis=0)
     return DesignPoint(rho, float(rho_seen), float(eta_seen), runs, *(int(count) for count in counts))
 

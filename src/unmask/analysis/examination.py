@@ -47,6 +47,11 @@ class Settings:
     """In units of the smallest energy of interest, the lesser of rho* tr G and eta* times the orthogonal variance."""
 
 
+SHOWN_SHARE = 5
+"""Pass-through counts as shown at alpha over this. The test has power to spare, and where there is none, believing in it
+costs the power to find separable parts."""
+
+
 class Untestable(ValueError):
     """The data cannot be asked this question at all; the message says why."""
 
@@ -126,7 +131,7 @@ def examine(
         base_kernels(prepared_ND, groups, further=tuple(prepare_base(table) for table in further)),
         topic_kernel(prepared_ND, groups),
         groups,
-        alpha=alpha,
+        alpha=alpha / SHOWN_SHARE,
         permutations=settings.permutations,
         rng=np.random.default_rng([seed, 4]),
     )
@@ -160,7 +165,10 @@ class Sensitivity:
 def gamma_sensitivity(
     found: Examined, *, k_star: int, signs_BN: np.ndarray, settings: Settings
 ) -> tuple[list[Sensitivity], float | None]:
-    """T3 over a range of Gamma, and Gamma*: the largest at which `k_star` dimensions are still found (None: at none)."""
+    """T3 over a range of Gamma, and Gamma*: the largest at which `k_star` dimensions are still found.
+
+    Gamma* is None where they are found at none, and where no pass-through was shown: then Gamma has nothing to multiply.
+    """
     alpha = settings.thresholds.alpha
     rows: list[Sensitivity] = []
     for gamma in settings.gammas:
@@ -177,7 +185,7 @@ def gamma_sensitivity(
         rank = tests.rank(alpha)
         rows.append(Sensitivity(gamma, rank, decisive, rank >= k_star))
     rejected = [row.gamma for row in rows if row.rejected]
-    return rows, max(rejected) if rejected else None
+    return rows, max(rejected) if rejected and found.pass_through.shown else None
 
 
 def interest_energy(geometry: Geometry, thresholds: Thresholds) -> float:

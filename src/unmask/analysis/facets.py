@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from unmask.analysis.nulls import holm
+
 LEVEL = 0.05
 
 
@@ -21,15 +23,6 @@ class NearestFacet:
     facet: str | None
     measure: str
     p: float
-
-
-def holm(p_F: np.ndarray) -> np.ndarray:
-    """P-values adjusted for having looked at all of them (Holm 1979)."""
-    order_F = np.argsort(p_F, kind="stable")
-    steps_F = np.maximum.accumulate(p_F[order_F] * np.arange(len(p_F), 0, -1))
-    adjusted_F = np.empty(len(p_F))
-    adjusted_F[order_F] = np.minimum(steps_F, 1.0)
-    return adjusted_F
 
 
 def nearest_by_members(facets_N: Sequence[str] | np.ndarray, members_N: np.ndarray) -> NearestFacet:
@@ -86,7 +79,7 @@ def _standardised(values_N: np.ndarray, members_N: np.ndarray) -> float:
 
 def _choose(names: np.ndarray, value_F: np.ndarray, p_F: np.ndarray, *, measure: str) -> NearestFacet:
     """The facet with the highest value of those with p <= 0.05 after Holm over all facets; ties go by the alphabet."""
-    adjusted_F = holm(p_F)
+    adjusted_F = np.array(holm(list(p_F)))
     over = f"after Holm over {len(names)} facet{'' if len(names) == 1 else 's'}"
     passed = np.flatnonzero(adjusted_F <= LEVEL)
     if passed.size == 0:

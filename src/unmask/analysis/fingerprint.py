@@ -61,7 +61,8 @@ def origin(prepared: Prepared, groups: Groups, control_ND: np.ndarray) -> Origin
     """The smallest constant that would make the corrected group means one graded axis, against the control's mean shift.
 
     Means on one axis through the origin need no constant. Otherwise the constant is at least the distance from the origin to the
-    best line through the means; noise-corrected, in the prepared scale.
+    best line through the means; in the prepared scale, without the sampling noise of the means and of the control's own mean,
+    which was taken off every row.
     """
     w_F = groups.weights_F
     root_F = np.sqrt(w_F)
@@ -73,6 +74,8 @@ def origin(prepared: Prepared, groups: Groups, control_ND: np.ndarray) -> Origin
     if values_F[-1] > 0:
         along = float(w_F @ inner_FF @ centring_FF.T @ (root_F * vectors_FF[:, -1]))
         squared -= along**2 / float(values_F[-1])
-    there_N = np.isfinite(control_ND).all(axis=1)
-    fingerprint = np.linalg.norm(control_ND[there_N].mean(axis=0) / prepared.scale_D)
-    return Origin(float(np.sqrt(max(squared, 0.0))), float(fingerprint))
+    rows_ND = control_ND[np.isfinite(control_ND).all(axis=1)] / prepared.scale_D
+    own = rows_ND.mean(axis=0)
+    noise = float(rows_ND.var(axis=0, ddof=1).sum()) / len(rows_ND) if len(rows_ND) > 1 else 0.0
+    fingerprint = float(np.sqrt(max(float(own @ own) - noise, 0.0)))
+    return Origin(float(np.sqrt(max(squared - noise, 0.0))), fingerprint)

@@ -55,8 +55,8 @@ def advise(
             Advice(
                 "the causal test: steer with each group's direction and score every group's answers",
                 "geometry alone cannot show that the parts act separately; without it a verdict is provisional",
-                f"{answers:,} steered answers ({ITEMS_PER_CELL} for each of {design.groups} groups under {design.groups} "
-                f"directions and 4 random ones) of about {design.tokens:.0f} tokens",
+                f"{answers:,} steered answers ({ITEMS_PER_CELL} a group and direction, {design.groups} of each, and 4 random "
+                f"directions) of about {design.tokens:.0f} tokens",
             )
         )
     if not design.has_control:

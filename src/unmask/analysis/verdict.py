@@ -62,8 +62,8 @@ def judge_findings(found: Findings, thresholds: Thresholds = Thresholds()) -> Ru
         )
         return _one_thing(found, reasons)
     reasons.append(
-        f"more of the shift than the limits may lie outside one direction (rho up to {found.rho_high:.3f}, limit {t.rho:g}; "
-        f"eta up to {found.eta_high:.3f}, limit {t.eta:g})"
+        f"more of the shift than the limits may lie outside one direction (rho {_up_to(found.rho_high)}, limit {t.rho:g}; "
+        f"eta {_up_to(found.eta_high)}, limit {t.eta:g})"
     )
     if not found.p_rank <= t.alpha:
         reasons.append(f"but a second direction was not shown either (T2, {_p(found.p_rank)}): the data cannot tell")
@@ -104,8 +104,8 @@ def _one_thing(found: Findings, reasons: list[str]) -> Ruling:
 
 def _beyond_topic(found: Findings, t: Thresholds, reasons: list[str]) -> Ruling:
     reasons.append(
-        f"{_count(found.k_adj, 'dimension')} of that difference remain when what the base activations carry over is taken out "
-        f"(T3, k_adj = {found.k_adj}, needed {found.k_star})"
+        f"of that difference, {_count(found.k_adj, 'dimension')} {_stay(found.k_adj)} when what the base activations carry "
+        f"over is taken out (T3, k_adj = {found.k_adj}, needed {found.k_star})"
     )
     if not (found.rho_adj >= t.rho / 2 or found.eta_adj >= t.eta / 2):
         return _little_energy(found, t, reasons)
@@ -139,8 +139,9 @@ def _little_energy(found: Findings, t: Thresholds, reasons: list[str]) -> Ruling
 
 def _graded(found: Findings, reasons: list[str]) -> Ruling:
     reasons.append(
-        f"{_count(found.k_adj, 'dimension')} remain beyond what the base activations carry over (T3), below the {found.k_star} "
-        "needed: a constant fingerprint of tuning plus one graded axis, or two camps of groups, both look like this"
+        f"{_count(found.k_adj, 'dimension')} {_stay(found.k_adj)} beyond what the base activations carry over "
+        f"(T3), below the {found.k_star} needed: a constant fingerprint of tuning plus one graded axis, or two camps of groups, "
+        "both look like this"
     )
     if found.causal == "selective":
         reasons.append("steering by group is selective (T5), which a graded axis is not")
@@ -180,6 +181,14 @@ def _rank_word(found: Findings, t: Thresholds) -> str:
 
 def _p(value: float) -> str:
     return "no p-value" if math.isnan(value) else f"p = {value:.3f}"
+
+
+def _up_to(value: float) -> str:
+    return "has no interval" if math.isnan(value) else f"up to {value:.3f}"
+
+
+def _stay(count: int) -> str:
+    return "remains" if count == 1 else "remain"
 
 
 def _count(count: int, noun: str) -> str:

@@ -187,10 +187,10 @@ def decompose(
     from unmask.cli.running import run_study
     from unmask.errors import ConfigError
 
-    if study is None:
-        raise ConfigError("no study was named", mend="unmask decompose STUDY, or --power --groups 20,20,20,20")
     if groups is not None or any(value is not None for value in design.values()):
         raise ConfigError("a design was given without --power", mend="Add --power, or set it in study.yaml")
+    if study is None:
+        raise ConfigError("no study was named", mend="unmask decompose STUDY, or --power --groups 20,20,20,20")
     run_study(study, until=DECIDED[-1], force=DECIDED if force else (), as_json=as_json)
 
 

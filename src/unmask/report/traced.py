@@ -161,6 +161,8 @@ def why_missing(v: VerdictEvidence, name: str) -> str:
         if name.startswith(start) and test in told:
             return f"not measured: {told[test].partition(':')[0]}"
     if name == "gamma_star" and len(tried := v.here(v.sensitivity)["gamma"]):
+        if v.here(v.sensitivity)["rejected"].any():
+            return "not measured: no pass-through was shown within groups, so Γ multiplies nothing"
         return f"none: not found at any Γ tried ({tried.min():g} to {tried.max():g})"
     if name.startswith("mde80") and (rows := planted_rows(v)):
         largest = max(row[name.removeprefix("mde80_")] for row in rows)

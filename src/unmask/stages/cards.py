@@ -248,8 +248,11 @@ def _warning(component: dict[str, Any], stability: float | None, questions: int)
     size = _number(component["size"])
     if component["kind"] == "cluster" and size is not None and is_outlier_group(int(size), total=questions):
         told.append(f"a handful of {int(size)} of {questions} questions, not to be read as a sub-persona")
-    if stability is not None and stability < NOT_TO_BE_TRUSTED:
-        limit = f"below {NOT_TO_BE_TRUSTED:.1f} a component is not to be trusted (Hennig 2007)"
+    if component["kind"] != "cluster":
+        if stability is not None and stability < UNSTABLE:
+            told.append(f"unstable: stability {stability:.2f} ({component['stability_name']})")
+    elif stability is not None and stability < NOT_TO_BE_TRUSTED:
+        limit = f"below {NOT_TO_BE_TRUSTED:.1f} a cluster is not to be trusted (Hennig 2007)"
         told.append(f"{'unstable' if stability < UNSTABLE else 'doubtful'}: stability {stability:.2f}, {limit}")
     return "; ".join(told) or None
 
