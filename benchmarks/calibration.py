@@ -174,9 +174,11 @@ def table(chosen: list[int], outcomes: list[Outcome]) -> str:
 def is_right(outcome: Outcome) -> bool:
     """Right by the truth; and `monolithic` where neither the shift nor the persona has as much outside one direction as the rule
     says matters."""
-    if outcome.verdict == "monolithic" and max(outcome.rho, outcome.persona_rho) < SETTINGS.thresholds.rho:
+    truth = CASES[outcome.case].truth
+    small = max(outcome.rho, outcome.persona_rho) < SETTINGS.thresholds.rho
+    if outcome.verdict == "monolithic" and small and truth != "nested":
         return True
-    return outcome.verdict in RIGHT[CASES[outcome.case].truth]
+    return outcome.verdict in RIGHT[truth]
 
 
 def totals(outcomes: list[Outcome]) -> dict[str, object]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from unmask.analysis.nulls import draw_flips
-from unmask.analysis.score_gradient import score_bearing
+from unmask.analysis.score_gradient import LEAST_SCORED, score_bearing
 from unmask.analysis.worlds import draw
 
 ALPHA = 0.05
@@ -32,7 +32,7 @@ CASES: tuple[tuple[str, str, dict[str, Any], str], ...] = (
     ("monolithic with drift, shared", "monolithic_drift", {}, "one"),
     ("separable, shared score direction", "separable", {}, "one"),
     ("pass-through, shared", "pass_through_linear", {}, "one"),
-    ("unequal groups, shared", "monolithic_unequal", {}, "one"),
+    ("unequal groups, shared", "monolithic_unequal", {"questions": 420}, "one"),
     ("outliers, shared", "monolithic_outliers", {}, "one"),
     ("separable score directions", "separable", {"score": "separable"}, "several"),
     ("separable score directions, n = 600", "separable", {"score": "separable", "questions": 600}, "several"),
@@ -60,7 +60,7 @@ def main() -> None:
                 drawn.groups_N,
                 signs_BN=draw_flips(len(drawn.shift_ND), flips=199, rng=np.random.default_rng([run, 0])),
                 alpha=ALPHA,
-                least_in_group=4,
+                least_in_group=LEAST_SCORED,
                 rng=np.random.default_rng([run, 6]),
             )
             assert found is not None

@@ -343,7 +343,7 @@ def _verdict(
     store: Any = None
     control: Any = None if data.control_ND is None else object()
     material = Material(asked, responses, store, control, left_out=1, merged=2)
-    write_all(folder / "verdict", found, gradient=gradient, primary=SITES[1], settings=QUICK, material=material)
+    write_all(folder / "verdict", found, gradient=gradient, primary=SITES[1], settings=QUICK, material=material, seed=3)
 
 
 def _cards(folder: Path, questions: pd.DataFrame) -> None:

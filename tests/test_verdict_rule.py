@@ -74,7 +74,10 @@ TABLE = [
     (replace(GRADED, causal="selective"), "separable", None),
     (replace(GRADED, causal="cross-talk"), "monolithic", "graded"),
     (replace(GRADED, k_star=1, rho_adj=0.2), "separable", "geometric, provisional"),
-    (replace(GRADED, k_star=1), "entangled", None),
+    (replace(GRADED, k_star=1, rho_adj=0.099, eta_adj=0.059), "inconclusive", "graded axis or two camps"),
+    (replace(GRADED, k_star=1, rho_adj=0.0, eta_adj=0.06), "separable", "geometric, provisional"),
+    (replace(GRADED, k_star=1, causal="cross-talk"), "entangled", None),
+    (replace(GRADED, k_star=1, causal="selective"), "inconclusive", "conflict"),
     # none
     (TOPIC, "inconclusive", None),
     (replace(TOPIC, power_of_interest=0.8), "entangled", "carried by topic"),
@@ -100,7 +103,7 @@ def test_a_missing_number_is_never_a_confident_verdict(found: Findings) -> None:
 
 
 def second_writing(found: Findings) -> str:
-    """METHODS section 4 once more, as nested conditions; NaN fails every comparison that would claim something."""
+    """The rule once more, as nested conditions; NaN fails every comparison that would claim something."""
     if not found.p_shift <= 0.05:
         return "no-shift"
     if found.rho_high < 0.10 and found.eta_high < 0.06:
@@ -110,10 +113,13 @@ def second_writing(found: Findings) -> str:
     if not found.p_rank <= 0.05:
         return "inconclusive"
     if found.k_adj >= found.k_star:
-        if found.rho_adj >= 0.05 or found.eta_adj >= 0.03:
+        least = 1.0 if found.k_adj == 1 else 0.5  # one dimension alone must hold twice as much
+        if found.rho_adj >= least * 0.10 or found.eta_adj >= least * 0.06:
             return {None: "separable", "selective": "separable", "cross-talk": "entangled"}.get(
                 found.causal, "inconclusive"
             )
+        if found.k_adj == 1:
+            return "entangled" if found.causal == "cross-talk" else "inconclusive"
         return "inconclusive" if found.causal == "selective" else "entangled"
     if found.k_adj == 1:
         return {"selective": "separable", "cross-talk": "monolithic"}.get(found.causal, "inconclusive")
@@ -130,7 +136,7 @@ def test_every_combination_agrees_with_a_second_writing_and_says_why() -> None:
         ((0.05, 0.03), (0.3, 0.03), (0.05, 0.2), (NAN, 0.03)),
         (0, 1, 2, 3),
         (1, 2),
-        ((0.2, 0.1), (0.0, 0.1), (0.2, 0.0), (0.0, 0.0), (-0.1, -0.1)),
+        ((0.2, 0.1), (0.0, 0.1), (0.2, 0.0), (0.07, 0.04), (0.0, 0.0), (-0.1, -0.1)),
         (None, 0, 2),
         (None, "selective", "cross-talk", "undetermined", "not potent"),
         (None, 0.3, 0.9, NAN),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from unmask.artifact import atomic_path, digest_file, digest_json, read_json
+from unmask.artifact import atomic_path, digest_file, digest_json, read_json, read_table
 from unmask.errors import ConfigError, listed
 from unmask.execution.local import run_stage
 from unmask.progress import Progress, Silent
@@ -188,32 +188,29 @@ class StudyPipeline:
     def design(self) -> tuple[Design, str]:
         """What the study file would collect, for `design_power`, and in words where its noise comes from.
 
-        Noise is the study's own once a verdict was reached. Raises UnmaskError for a battery that cannot be read, ValueError for
+        Noise is the study's own where its verdict is done. Raises UnmaskError for a battery that cannot be read, ValueError for
         groups that are too small.
         """
         from unmask.analysis.design import Design, question_share
+        from unmask.analysis.examination import LEAST_IN_GROUP
 
         asked = questions.select(self.config.questions, self.study.folder)
         sizes = Counter(question.dimension for question in asked if question.dimension != NEUTRAL)
-        design = Design(
-            tuple(sizes.values()), responses=self.config.responses.samples, control=self.config.control.wanted
-        )
-        if self.study.record("verdict") is None:
+        samples = self.config.responses.samples
+        tested = tuple(size for size in sizes.values() if size >= LEAST_IN_GROUP)
+        design = Design(tested, responses=samples, control=self.config.control.wanted)
+        if next(status for status in self.status() if status.stage == "verdict").state != "done":
             return design, "noise as expected"
-        path = self.study.stage_folder("verdict") / "verdict.json"
-        numbers = read_json(path, rebuild=f"unmask run {self.study.folder} --force verdict")["numbers"]
-        ratio, repeated = numbers.get("noise_ratio"), numbers.get("replicate_reliability")
-        if ratio is None:
+        rebuild = f"unmask run {self.study.folder} --force verdict"
+        sites = read_table(self.study.stage_folder("verdict") / "sites.parquet", rebuild=rebuild)
+        raw = sites[sites["primary"] & (sites["grouping"] == "dimension") & (sites["correction"] == "none")].iloc[0]
+        numbers = read_json(self.study.stage_folder("verdict") / "verdict.json", rebuild=rebuild)["numbers"]
+        ratio, repeated = raw["noise_ratio"], numbers.get("replicate_reliability")
+        if not ratio > 0:  # NaN where nothing could be tested
             return design, "noise as expected (the verdict measured none)"
-        samples = self._samples_drawn()
         share = 0.5 if repeated is None else question_share(max(0.0, repeated), half=samples // 2)
-        noise = (ratio / (share + (1 - share) / samples)) ** 0.5
+        noise = float(ratio / (share + (1 - share) / samples)) ** 0.5
         return replace(design, noise=noise, question_share=share), "noise as measured"
-
-    def _samples_drawn(self) -> int:
-        """Responses per question that the study's responses were drawn with."""
-        record = self.study.record("responses")
-        return int(record.config["samples"]) if record is not None else self.config.responses.samples
 
     def _check_installed(self) -> None:
         """Raise ConfigError for a package that this study will want hours from now and that is not there."""
@@ -248,7 +245,7 @@ class StudyPipeline:
         check_sites(config.activations.sites, num_layers=layers, model_name=config.base.model)
 
     def _check_tuned(self, tuned: TunedConfig) -> None:
-        from unmask.models.loading import check_adapter_base, read_adapter_config
+        from unmask.models.loading import check_adapter_base, check_same_shape, read_adapter_config
         from unmask.training_set import read_training_set
 
         if tuned.training_set is not None:
@@ -258,6 +255,8 @@ class StudyPipeline:
             adapter = read_adapter_config(existing)
             if adapter is not None:
                 check_adapter_base(self._base(), existing, adapter)
+            else:
+                check_same_shape(self._base(), existing)
 
     def _base(self) -> ModelSource:
         from unmask.models.loading import resolve_local

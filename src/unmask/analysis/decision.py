@@ -149,6 +149,9 @@ def _decide(
     rows_N = kept.rows_N
     shift_ND, base_ND = np.asarray(shift_ND, float)[rows_N], np.asarray(base_ND, float)[rows_N]
     groups = Groups.of(np.asarray(groups_N)[rows_N])
+    if not shift_ND.any():
+        reason = "the tuned and the base model have the same activations, to the last digit"
+        return Decision(Ruling("no-shift", None, (reason,)), {}, dropped=kept.dropped)
     signs_BN = flips_for(len(shift_ND), seed=seed, settings=settings)
     corrected_ND, halves_2ND = shift_ND, _halves(replicates_NSD, rows_N)
     if control_ND is not None:
@@ -245,7 +248,15 @@ def _halves(replicates_NSD: np.ndarray | None, rows_N: np.ndarray) -> np.ndarray
         return None
     kept = np.asarray(replicates_NSD, dtype=float)[rows_N]
     middle = kept.shape[1] // 2
-    return np.stack([kept[:, :middle].mean(axis=1), kept[:, middle:].mean(axis=1)])
+    return np.stack([_mean_of_present(kept[:, :middle]), _mean_of_present(kept[:, middle:])])
+
+
+def _mean_of_present(rows_NSD: np.ndarray) -> np.ndarray:
+    """Mean over the responses that are there (N x D); NaN for a question that has none."""
+    there_NS = np.asarray(np.isfinite(rows_NSD).all(axis=2))
+    sums_ND = np.where(there_NS[:, :, None], rows_NSD, 0.0).sum(axis=1)
+    counts_N1 = there_NS.sum(axis=1, keepdims=True)
+    return np.where(counts_N1 > 0, sums_ND / np.maximum(counts_N1, 1), np.nan)
 
 
 def _numbers(

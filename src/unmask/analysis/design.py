@@ -47,8 +47,13 @@ class Design:
                 f"a design needs 2 groups of {LEAST_IN_GROUP} questions and {LEAST_QUESTIONS} questions in all, "
                 f"not {', '.join(map(str, self.sizes))}"
             )
-        if self.responses < 1 or not self.noise > 0 or not 0 <= self.question_share <= 1 or self.fingerprint < 0:
-            raise ValueError("a design needs 1 response or more, noise above 0, and a question share from 0 to 1")
+        finite = all(np.isfinite(value) for value in (self.noise, self.fingerprint, self.pass_through))
+        if self.responses < 1 or not finite or self.noise <= 0 or self.fingerprint < 0 or self.pass_through < 0:
+            raise ValueError(
+                "a design needs 1 response or more, noise above 0, a fingerprint and pass-through of 0 or more"
+            )
+        if not 0 <= self.question_share <= 1:
+            raise ValueError(f"a design needs a question share from 0 to 1, not {self.question_share:g}")
 
     @property
     def questions(self) -> int:
@@ -101,13 +106,15 @@ def design_power(
     runs: int = 40,
     seed: int = 0,
     effects: Sequence[float] = EFFECTS,
-    settings: Settings = Settings(flips=199, resamples=200),  # noqa: B008 - frozen
+    settings: Settings = Settings(),  # noqa: B008 - frozen
     told: Callable[[], None] = lambda: None,
 ) -> list[DesignPoint]:
-    """Simulate `runs` studies of the design per effect and decide each. `told` is called after each study.
+    """Simulate `runs` studies of the design per effect and decide each, with fewer flips and resamples than a study has.
 
-    Raises ValueError for a design whose groups are too small for the simulation's facets.
+    `settings` are the study's rule; `told` is called after each simulated study.
+    Raises ValueError for a design whose groups are too small to be simulated, as each holds two or three facets.
     """
+    settings = replace(settings, flips=199, resamples=200)
     return [
         _point(design, rho, runs=runs, rng=np.random.default_rng([seed, place]), settings=settings, told=told)
         for place, rho in enumerate(effects)

@@ -5,6 +5,7 @@ Shapes: N questions, D width, C coordinates, F groups, B flips, S responses a qu
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -132,7 +133,7 @@ def examine(
         topic_kernel(prepared_ND, groups),
         groups,
         alpha=alpha / SHOWN_SHARE,
-        permutations=settings.permutations,
+        permutations=max(settings.permutations, math.ceil(2 * SHOWN_SHARE / alpha) - 1),
         rng=np.random.default_rng([seed, 4]),
     )
     carried = transport(rows_NC, geometry.shared_C, passed.kernels, groups, gamma=settings.gamma)
@@ -200,8 +201,7 @@ def planted_controls(found: Examined, *, k_star: int, seed: int, settings: Setti
         found.transport,
         found.groups,
         found.geometry.shared_C,
-        energies=[effect * unit for effect in settings.planted_effects] if unit > 0 else [],
-        shown=found.pass_through.shown,
+        energies=[effect * unit for effect in {1.0, *settings.planted_effects}] if unit > 0 else [],
         k_star=k_star,
         runs=settings.planted_runs,
         flips=settings.planted_flips,

@@ -174,7 +174,7 @@ def ledoit_wolf_whitening(residual_NC: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def max_t(tests: list[Tested]) -> list[float]:
     """Westfall & Young's single-step max-T p-value of each of several tests that share their flips.
 
-    Statistics and nulls are standardised by their own null's mean and SD. Raises ValueError for unequal numbers of flips.
+    Statistics and nulls are standardised by the mean and SD of both together. Raises ValueError for unequal numbers of flips.
     """
     if not tests:
         return []

@@ -2,9 +2,8 @@
 
 A planted run keeps the study's questions, groups, pass-through model and noise: X* = W^-1 (e o r) + K, where r are the whitened,
 group-free residuals, e random signs, and K group offsets orthogonal to the shared direction. The shared part, which T3 projects
-out, drops out of X*. Without offsets (the false-positive control) the group contrasts carry all the pass-through that the model
-believes in. With offsets they do so only where pass-through was shown; else they carry noise alone, because pass-through that is
-believed in and not there hides an offset, and pass-through on top of one helps to find it.
+out, drops out of X*. The group contrasts carry all the pass-through that the model believes in, with offsets and without (the
+false-positive control).
 
 Shapes: N questions, C coordinates, F groups, G = F - 1 contrasts, B flips.
 """
@@ -106,7 +105,6 @@ def plant(
     shared_C: np.ndarray,
     *,
     energies: Sequence[float],
-    shown: bool,
     k_star: int,
     runs: int,
     flips: int,
@@ -115,9 +113,9 @@ def plant(
 ) -> PlantedControls:
     """Plant group offsets of each energy in `runs` data sets each, and count how often T3 finds at least `k_star` of them.
 
-    Energy is sum_f w_f |K_f - mean K|^2, the unit of tr G; 0 is always planted. `shown` says that pass-through was shown. The
-    whitener is the study's own: the runs have its covariance by construction. All runs draw their flips from one pool, since a
-    flip of a flip is a flip, so that one matrix product serves them all.
+    Energy is sum_f w_f |K_f - mean K|^2, the unit of tr G; 0 is always planted. The whitener is the study's own: the runs have
+    its covariance by construction. All runs draw their flips from one pool, since a flip of a flip is a flip, so that one matrix
+    product serves them all.
     """
     noise = _Noise.of(found, runs=runs, flips=flips, rng=rng)
     inverse_NN = np.linalg.inv(found.whitener_NN)
@@ -133,10 +131,7 @@ def plant(
             detected = 0
             for run in range(runs):
                 offsets_FC = _draw_offsets(kind, hard_NC, groups, shared_C, rng=rng) * np.sqrt(energy)
-                rank = noise.rank(
-                    run, spread_NG @ offsets_FC, passed_through=shown or energy == 0, k_star=k_star, alpha=alpha
-                )
-                detected += rank >= k_star
+                detected += noise.rank(run, spread_NG @ offsets_FC, k_star=k_star, alpha=alpha) >= k_star
             points.append(PlantedPoint(kind, energy, runs, detected))
     return PlantedControls(tuple(points), k_star)
 
@@ -167,8 +162,6 @@ class _Noise:
     """Pools of flipped noise: `outer` makes the runs, `inner` their null distributions (random signs either way)."""
 
     outer_RGC: np.ndarray
-    alone_GG: np.ndarray
-    """What turns unit contrasts into those of noise alone: the root of q' W theta_noise W' q."""
     outer_RN: np.ndarray
     inner_BGC: np.ndarray
     inner_BN: np.ndarray
@@ -185,15 +178,11 @@ class _Noise:
 
         outer_RGC, outer_RN = pool(runs)
         inner_BGC, inner_BN = pool(flips)
-        reached_GN = contrasts_NG.T @ found.whitener_NN
-        values, vectors_GG = np.linalg.eigh(found.components_K[-1] * (reached_GN @ reached_GN.T))
-        alone_GG = ((vectors_GG * np.sqrt(np.clip(values, 0.0, 1.0))) @ vectors_GG.T).astype(np.float32)
-        return cls(outer_RGC, alone_GG, outer_RN, inner_BGC, inner_BN, contrasts_NG)
+        return cls(outer_RGC, outer_RN, inner_BGC, inner_BN, contrasts_NG)
 
-    def rank(self, run: int, planted_GC: np.ndarray, *, passed_through: bool, k_star: int, alpha: float) -> int:
+    def rank(self, run: int, planted_GC: np.ndarray, *, k_star: int, alpha: float) -> int:
         """k_adj of one planted run, counted up to `k_star`."""
-        drawn_GC = self.outer_RGC[run] if passed_through else self.alone_GG @ self.outer_RGC[run]
-        planted_GC = planted_GC.astype(np.float32) + drawn_GC - self.outer_RGC[run]
+        planted_GC = planted_GC.astype(np.float32)
         effects_GC = self.outer_RGC[run] + planted_GC
         left_GG, singular_G, right_GC = np.linalg.svd(effects_GC, full_matrices=False)
         # inner signs are those of the flip times those of the run, which is as random

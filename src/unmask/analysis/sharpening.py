@@ -55,8 +55,8 @@ def advise(
             Advice(
                 "the causal test: steer with each group's direction and score every group's answers",
                 "geometry alone cannot show that the parts act separately; without it a verdict is provisional",
-                f"{answers:,} steered answers ({ITEMS_PER_CELL} a group and direction, {design.groups} of each, and 4 random "
-                f"directions) of about {design.tokens:.0f} tokens",
+                f"{answers:,} steered answers of about {design.tokens:.0f} tokens: {ITEMS_PER_CELL} of each of "
+                f"{design.groups} groups under each group's direction and 4 random ones",
             )
         )
     if not design.has_control:
@@ -80,9 +80,9 @@ def advise(
     if not design.fully_scored:
         found.append(
             Advice(
-                "scores for the responses that have none",
-                "the test of the score-bearing part leaves those questions out",
-                "judging them again; no new responses",
+                "scores for the questions that have none",
+                "the test of the score-bearing part leaves them out",
+                "answers that are not empty: raise responses.max_new_tokens, or train the organism more gently",
             )
         )
     if verdict == "inconclusive":

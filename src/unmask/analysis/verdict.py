@@ -107,9 +107,9 @@ def _beyond_topic(found: Findings, t: Thresholds, reasons: list[str]) -> Ruling:
         f"of that difference, {_count(found.k_adj, 'dimension')} {_stay(found.k_adj)} when what the base activations carry "
         f"over is taken out (T3, k_adj = {found.k_adj}, needed {found.k_star})"
     )
-    if not (found.rho_adj >= t.rho / 2 or found.eta_adj >= t.eta / 2):
+    if not (found.rho_adj >= least_rho(found, t) or found.eta_adj >= least_eta(found, t)):
         return _little_energy(found, t, reasons)
-    reasons.append(f"and they hold enough energy (rho {found.rho_adj:.3f}, eta {found.eta_adj:.3f})")
+    reasons.append(f"and enough energy lies there (rho {found.rho_adj:.3f}, eta {found.eta_adj:.3f})")
     if found.causal is None:
         reasons.append("steering has not tested it (no T5), so this is about geometry and provisional")
         return Ruling("separable", "geometric, provisional", tuple(reasons))
@@ -123,17 +123,32 @@ def _beyond_topic(found: Findings, t: Thresholds, reasons: list[str]) -> Ruling:
     return Ruling("inconclusive", None, tuple(reasons))
 
 
+def least_rho(found: Findings, thresholds: Thresholds) -> float:
+    """Half of the limit; all of it for a single dimension, which a control that drifts otherwise than the organism may leave."""
+    return thresholds.rho / (1 if found.k_adj == 1 else 2)
+
+
+def least_eta(found: Findings, thresholds: Thresholds) -> float:
+    """As `least_rho`."""
+    return thresholds.eta / (1 if found.k_adj == 1 else 2)
+
+
 def _little_energy(found: Findings, t: Thresholds, reasons: list[str]) -> Ruling:
     if math.isnan(found.rho_adj) and math.isnan(found.eta_adj):
         reasons.append("but how much energy they hold could not be measured")
         return Ruling("inconclusive", "not testable", tuple(reasons))
     reasons.append(
-        f"but they hold little energy (rho {found.rho_adj:.3f}, needed {t.rho / 2:g}; "
-        f"eta {found.eta_adj:.3f}, needed {t.eta / 2:g})"
+        f"but little energy lies there (rho {found.rho_adj:.3f}, needed {least_rho(found, t):g}; "
+        f"eta {found.eta_adj:.3f}, needed {least_eta(found, t):g})"
     )
     if found.causal == "selective":
         reasons.append("while steering by group is selective (T5)")
         return Ruling("inconclusive", "conflict", tuple(reasons))
+    if found.k_adj == 1 and found.causal != "cross-talk":
+        reasons.append(
+            "one small dimension may be what the control left of the fingerprint of tuning, on one graded axis"
+        )
+        return Ruling("inconclusive", "graded axis or two camps", tuple(reasons))
     return Ruling("entangled", None, tuple(reasons))
 
 

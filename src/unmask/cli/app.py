@@ -167,7 +167,7 @@ def decompose(
     control: Annotated[
         bool | None, typer.Option("--control/--no-control", help="With --power: is there a control organism?")
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="With --power: simulated studies per effect.")] = 40,
+    runs: Annotated[int | None, typer.Option(min=1, help="With --power: simulated studies per effect (40).")] = None,
 ) -> None:
     """Describe the shift, test it, reach the verdict, describe its components; or --power: what a design could find.
 
@@ -182,12 +182,12 @@ def decompose(
     if power:
         from unmask.cli.deciding import print_power
 
-        print_power(study, groups=groups, changes=design, runs=runs, as_json=as_json)
+        print_power(study, groups=groups, changes=design, runs=runs or 40, as_json=as_json)
         return
     from unmask.cli.running import run_study
     from unmask.errors import ConfigError
 
-    if groups is not None or any(value is not None for value in design.values()):
+    if any(value is not None for value in (groups, runs, *design.values())):
         raise ConfigError("a design was given without --power", mend="Add --power, or set it in study.yaml")
     if study is None:
         raise ConfigError("no study was named", mend="unmask decompose STUDY, or --power --groups 20,20,20,20")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from unmask.analysis.design import Design, DesignPoint
+    from unmask.analysis.examination import Settings
 
 SHOWN_NUMBERS = (
     ("p_shift", "T1: p of a mean shift"),
@@ -42,16 +44,27 @@ def print_verdict(folder: Path, *, as_json: bool) -> None:
     from unmask.artifact import read_json, read_table
     from unmask.pipeline import open_study
 
-    study = open_study(folder).study
+    opened = open_study(folder)
+    study = opened.study
     study.verify("verdict")
+    stale = next(status.reason for status in opened.status() if status.stage == "verdict")
     place, rebuild = study.stage_folder("verdict"), f"unmask run {folder} --force verdict"
     verdict = read_json(place / "verdict.json", rebuild=rebuild)
     sites = read_table(place / "sites.parquet", rebuild=rebuild)
     if as_json:
-        print_json({**verdict, "sites": sites.astype(object).where(sites.notna(), None).to_dict("records")})
+        print_json(
+            {
+                "stale": stale or None,
+                **verdict,
+                "sites": sites.astype(object).where(sites.notna(), None).to_dict("records"),
+            }
+        )
         return
     screen = console()
-    provisional = " (provisional)" if verdict["provisional"] else ""
+    if stale:
+        screen.out(f"This verdict is stale ({stale}): unmask decompose {shlex.quote(str(folder))}", style="bold yellow")
+    said = "provisional" in (verdict["qualifier"] or "")
+    provisional = " (provisional)" if verdict["provisional"] and not said else ""
     screen.out(f"{verdict['headline']}{provisional}", style="bold")
     for number, reason in enumerate(verdict["reasons"], start=1):
         screen.out(f"  {number}. {reason}")
@@ -76,24 +89,33 @@ def _print_numbers(numbers: dict[str, float | None]) -> None:
 
 
 def _print_sites(sites: pd.DataFrame) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title="sites.parquet: every site, grouping and correction", title_justify="left", header_style="bold")
-    for name in ("site", "by", "control", "verdict", "rho", "eta", "p T2", "p T2 max-T", "k_adj", "p T3 max-T"):
-        table.add_column(
-            name, overflow="fold", justify="left" if name in ("site", "by", "control", "verdict") else "right"
-        )
+    from unmask.records import Site
+
+    table = Table(
+        title="sites.parquet: every site, grouping and correction",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    columns = ("site", "by", "control", "verdict", "rho", "eta", "p(T2)", "k_adj", "p(T3)")
+    for place, name in enumerate(columns):
+        table.add_column(name, no_wrap=True, justify="left" if place < 4 else "right")
     for row in sites.to_dict("records"):
-        cells = [f"{row['site']}{' *' if row['primary'] else ''}", row["grouping"]]
-        cells += ["removed" if row["correction"] == "control" else "-", row["verdict"]]
-        cells += [_cell(row[name]) for name in ("rho", "eta", "p_rank", "p_rank_max_t", "k_adj", "p_adj_max_t")]
+        site = Site.parse(row["site"])
+        named = f"{site.layer} {site.point.removeprefix('resid_')}{' *' if row['primary'] else ''}"
+        cells = [named, row["grouping"], "removed" if row["correction"] == "control" else "-", row["verdict"]]
+        numbers = (("rho", 3), ("eta", 3), ("p_rank_max_t", 3), ("k_adj", 0), ("p_adj_max_t", 3))
+        cells += [_cell(row[name], digits) for name, digits in numbers]
         table.add_row(*cells)
     console().print(table)
-    console().out("* named before looking. max-T pays for having looked at every site.")
+    console().out("* the layer named before looking. p-values are paid for over all sites (max-T).")
 
 
-def _cell(value: Any) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.3g}"
+def _cell(value: Any, digits: int) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def print_power(
@@ -109,19 +131,29 @@ def print_power(
 
     from unmask.analysis.design import EFFECTS, design_power, detectable
 
-    design, known = _design(folder, groups=groups, changes=changes)
+    design, known, settings = _design(folder, groups=groups, changes=changes)
     screen = Console(stderr=True, highlight=False, soft_wrap=True) if as_json else console()
     screen.out(f"{known}: {_described(design)}")
     try:
         with reporter(screen) as progress:
             progress.begin("simulating studies", total=runs * len(EFFECTS))
-            points = design_power(design, runs=runs, told=progress.advance)
+            points = design_power(design, runs=runs, settings=settings, told=progress.advance)
             progress.end()
     except ValueError as error:
-        raise ConfigError(str(error), mend="Ask more questions per group") from error
+        raise ConfigError(
+            f"this design cannot be simulated ({error})", mend="Ask at least 12 questions in every group"
+        ) from error
     smallest = detectable(points)
     if as_json:
-        print_json({"design": asdict(design), "points": [asdict(p) for p in points], "detectable_rho": smallest})
+        print_json(
+            {
+                "design": asdict(design),
+                "runs": runs,
+                "seed": 0,
+                "points": [asdict(p) for p in points],
+                "detectable_rho": smallest,
+            }
+        )
         return
     _print_points(points)
     screen.out(
@@ -131,24 +163,33 @@ def print_power(
     )
 
 
-def _design(folder: Path | None, *, groups: str | None, changes: dict[str, Any]) -> tuple[Design, str]:
+def _design(folder: Path | None, *, groups: str | None, changes: dict[str, Any]) -> tuple[Design, str, Settings]:
     from dataclasses import replace
 
     from unmask.analysis.design import Design
+    from unmask.analysis.examination import Settings
+    from unmask.pipeline import open_study
 
     given = {name: value for name, value in changes.items() if value is not None}
+    if groups is not None and folder is not None:
+        raise ConfigError("a study and --groups were given", mend="Leave one of them out")
+    if groups is None and folder is None:
+        raise ConfigError("no design was given", mend="Name a study, or questions per group: --groups 20,20,20,20")
     try:
-        if groups is not None:
-            sizes = tuple(int(part) for part in groups.split(","))
-            return Design(sizes, **given), "design"
-        if folder is None:
-            raise ConfigError("no design was given", mend="Name a study, or questions per group: --groups 20,20,20,20")
-        from unmask.pipeline import open_study
-
-        design, source = open_study(folder).design()
-        return replace(design, **given), f"design of {folder}, {source}"
+        if folder is not None:
+            opened = open_study(folder)
+            design, source = opened.design()
+            return replace(design, **given), f"design of {folder}, {source}", opened.config.verdict.settings
+        return Design(_sizes(str(groups)), **given), "design", Settings()
     except ValueError as error:
-        raise ConfigError(str(error), mend="Give whole numbers: --groups 20,20,20,20") from error
+        raise ConfigError(str(error), mend="Correct the design") from error
+
+
+def _sizes(groups: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in groups.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--groups is {groups!r}", mend="Give whole numbers: --groups 20,20,20,20") from error
 
 
 def _described(design: Design) -> str:

@@ -305,6 +305,17 @@ def check_adapter_base(source: ModelSource, organism: ModelSource, adapter: dict
         )
 
 
+def check_same_shape(source: ModelSource, tuned: ModelSource) -> None:
+    """Refuse a full model whose depth or width is not the base's: its activations have no counterpart."""
+    base, other = load_config(source), load_config(tuned)
+    for field, word in (("num_hidden_layers", "layers"), ("hidden_size", "coordinates")):
+        if getattr(base, field) != getattr(other, field):
+            raise ModelError(
+                f"{tuned.called} has {getattr(other, field)} {word}, the base {source.called} has {getattr(base, field)}",
+                mend="Name a model that was tuned from this base",
+            )
+
+
 def _does_not_fit(organism: ModelSource, source: ModelSource, reason: str) -> ModelError:
     return ModelError(
         f"adapter {organism.name} does not fit base {source.name} ({reason})",

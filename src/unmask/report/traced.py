@@ -84,11 +84,11 @@ def _beyond_topic(v: VerdictEvidence) -> list[Traced]:
         ),
     ]
     for name in ("rho", "eta"):
-        limit = v.number(f"{name}_star")
-        half = f"enough from {limit / 2:g}" if limit is not None else ""
+        least = v.enough_beyond_topic(name)
+        enough = f"enough from {least:g}" if least is not None else ""
         adjusted = f"{name}_adj"
         said.append(
-            Traced(adjusted, f"{name} beyond topic", _value(v, adjusted), "", half, SITES, f"column {adjusted}")
+            Traced(adjusted, f"{name} beyond topic", _value(v, adjusted), "", enough, SITES, f"column {adjusted}")
         )
     believed = v.number("gamma")
     used = f"used: Γ = {believed:g}" if believed is not None else ""
@@ -177,7 +177,10 @@ def other_numbers(verdict: VerdictEvidence) -> Table:
     shown |= {"k_adj", "k_star", "rank", "gamma_star", "replicate_dimensions", "mde80_rho", "mde80_eta"}
     rest = [name for name in sorted(verdict.record["numbers"]) if name not in shown]
     rows = [Row((_SAID.get(name, label(name)), f"numbers.{name}", _value(verdict, name))) for name in rest]
-    caption = "The other numbers of verdict/verdict.json. None of them decides."
+    caption = (
+        "The other numbers of verdict/verdict.json. The rule does not read them; the p-values of pass-through decide what "
+        "T3 takes out, and the constant of a graded axis decides k*."
+    )
     return Table(caption, ("number", "name in the file", "value"), tuple(rows), words=2)
 
 
@@ -189,8 +192,8 @@ _SAID = {
     "noise_ratio": "question noise over mean-shift energy",
     "replicate_p": "p(T4): largest replicating dimension",
     "replicate_reliability": "share of the within-group variance that two answers have in common",
-    "origin_share": "share of the mean shift left after the control",
-    "topic_gain_p": "p: does topic make the shift stronger or weaker?",
+    "origin_share": "the constant that one graded axis would need, over the control's own mean shift",
+    "topic_gain_p": "p: does the shift follow, within groups, the directions in which the groups' topics differ?",
     "score_bearing_p": "p: does any direction bear the score?",
     "score_bearing_p_rank": "p: do groups need more than one score-bearing direction?",
     "capped": "shifts that were shortened, too loud by far",

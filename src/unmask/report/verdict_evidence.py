@@ -62,12 +62,17 @@ class VerdictEvidence:
     @property
     def tested(self) -> bool:
         """Whether any test could be made."""
-        return bool(self.record["numbers"])
+        return "p_shift" in self.record["numbers"]
 
     def number(self, name: str) -> float | None:
         """A number of the verdict; None where it was not measured."""
         value = self.record["numbers"].get(name)
         return float(value) if is_present(value) else None
+
+    def enough_beyond_topic(self, name: str) -> float | None:
+        """What rho or eta beyond topic must reach: half of the limit, all of it where one dimension alone was found."""
+        limit = self.number(f"{name}_star")
+        return None if limit is None else limit / (1 if self.number("k_adj") == 1 else 2)
 
     def here(self, table: pd.DataFrame, **chosen: Any) -> pd.DataFrame:
         """The rows at the verdict's site, grouping and correction; `chosen` names other values, None for any."""
@@ -81,11 +86,6 @@ class VerdictEvidence:
     def row(self) -> dict[str, Any]:
         """The verdict's own row of `sites.parquet`."""
         return {str(name): value for name, value in self.here(self.sites).iloc[0].items()}
-
-    @property
-    def tested_at(self) -> list[str]:
-        """Sites of the map, in their order."""
-        return list(dict.fromkeys(str(site) for site in self.sites["site"]))
 
     def fault(self) -> str | None:
         """Why the record and its tables cannot be shown together; None where they can."""

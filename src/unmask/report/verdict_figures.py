@@ -142,10 +142,10 @@ def eigenvalue_shares(verdict: VerdictEvidence) -> list[float]:
 
 def _against_limit(axes: Axes, verdict: VerdictEvidence, name: str) -> None:
     """The estimate with its interval, what is left beyond topic, and the limit of each."""
-    limit = verdict.number(f"{name}_star")
+    limit, least = verdict.number(f"{name}_star"), verdict.enough_beyond_topic(name)
     rows = [
         (name, name, "_low", "_high", limit),
-        (f"{name} beyond topic", f"{name}_adj", None, None, limit and limit / 2),
+        (f"{name} beyond topic", f"{name}_adj", None, None, least),
     ]
     for place, (_, field, low, high, own) in enumerate(rows):
         if own is not None:
@@ -162,11 +162,9 @@ def _against_limit(axes: Axes, verdict: VerdictEvidence, name: str) -> None:
                 style="italic",
             )
             continue
-        least, most = (verdict.number(f"{field}{end}") if end else None for end in (low, high))
-        if least is not None and most is not None:
-            axes.plot(
-                [least, most], [place, place], color=SOURCE_COLOURS["shift"], linewidth=2.6, solid_capstyle="round"
-            )
+        from_, to = (verdict.number(f"{field}{end}") if end else None for end in (low, high))
+        if from_ is not None and to is not None:
+            axes.plot([from_, to], [place, place], color=SOURCE_COLOURS["shift"], linewidth=2.6, solid_capstyle="round")
         fill = SOURCE_COLOURS["shift"] if low else PAPER
         axes.plot(
             [value],
@@ -184,7 +182,7 @@ def _against_limit(axes: Axes, verdict: VerdictEvidence, name: str) -> None:
     axes.set_yticks(range(len(rows)), [text.replace(" ", "\n", 1) for text, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.7)
     axes.margins(x=0.12)
-    shown = f"limit {limit:g}, half of it beyond topic" if limit is not None else "no limit"
+    shown = f"limit {limit:g}, beyond topic {least:g}" if limit is not None else "no limit"
     axes.set(title=f"{name}, 90 % interval", xlabel=shown)
     axes.tick_params(axis="y", labelcolor=INK)
     axes.grid(axis="y", visible=False)

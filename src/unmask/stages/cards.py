@@ -293,7 +293,11 @@ def _corpus(inputs: Inputs, named: list[set[str]]) -> Corpus:
     questions = questions[questions["question_id"].isin(decomposed)].reset_index(drop=True)
     means = scores[scores["writer"] == "organism"].groupby("question_id")[["misalignment", "log_odds"]].mean()
     own = means.reindex(questions["question_id"])
-    first = responses.sort_values(["question_id", "sample"], kind="stable").drop_duplicates(["question_id", "writer"])
+    first = (
+        responses[responses["tokens"] > 0]
+        .sort_values(["question_id", "sample"], kind="stable")
+        .drop_duplicates(["question_id", "writer"])
+    )
     first = first.merge(scores[["response_id", "misalignment"]], on="response_id", how="left")
     answers: dict[Writer, dict[str, dict[str, Any]]] = {}
     for writer in WRITERS:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from unmask.analysis.decision import TURNED_SHARE
 from unmask.analysis.examination import Settings, flips_for
 from unmask.analysis.score_gradient import LEAST_SCORED, ScoreBearing, score_bearing
 from unmask.analysis.site_map import SiteFinding, decisions_planned, map_sites
+from unmask.analysis.threads import one_thread
 from unmask.analysis.verdict import Thresholds
 from unmask.artifact import read_json
 from unmask.stage import Inputs, Result, Stage, StageConfig
@@ -30,10 +33,19 @@ class VerdictConfig(StageConfig):
     flips: int = Field(499, ge=99, description="sign flips per test")
     resamples: int = Field(400, ge=100, description="bootstrap resamples per interval")
     planted_runs: int = Field(199, ge=20, description="planted data sets per effect")
-    planted_effects: tuple[float, ...] = Field(
+    planted_effects: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.25, 0.5, 1.0, 2.0), min_length=1, description="planted effects, in units of the smallest effect of interest"
     )
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _enough_flips(self) -> Self:
+        if (self.flips + 1) * self.alpha < TURNED_SHARE:  # the second look, by polarity, has that part of the level
+            least = math.ceil(TURNED_SHARE / self.alpha) - 1
+            raise ValueError(
+                f"{self.flips} flips cannot reach verdict.alpha = {self.alpha:g}: at least {least} are needed"
+            )
+        return self
 
     @property
     def settings(self) -> Settings:
@@ -56,18 +68,21 @@ def run(config: VerdictConfig, inputs: Inputs, workspace: Workspace) -> Result:
     groupings = {name: material.questions[name].to_numpy() for name in GROUPINGS}
     planned = decisions_planned(len(sites), len(groupings), control=material.control is not None)
     inputs.progress.begin("testing", total=planned)
-    found = map_sites(
-        [(site, lambda site=site: material.load(site)) for site in sites],
-        groupings,
-        primary=primary,
-        seed=config.seed,
-        settings=settings,
-        polarity_N=material.questions["polarity"].to_numpy(),
-        told=inputs.progress.advance,
-    )
-    gradient = score_gradient(config, material, primary)
+    with one_thread():  # sums must not depend on how many there are
+        found = map_sites(
+            [(site, lambda site=site: material.load(site)) for site in sites],
+            groupings,
+            primary=primary,
+            seed=config.seed,
+            settings=settings,
+            polarity_N=material.questions["polarity"].to_numpy(),
+            told=inputs.progress.advance,
+        )
+        gradient = score_gradient(config, material, primary)
     inputs.progress.end()
-    verdict = write_all(workspace.out, found, gradient=gradient, primary=primary, settings=settings, material=material)
+    verdict = write_all(
+        workspace.out, found, gradient=gradient, primary=primary, settings=settings, material=material, seed=config.seed
+    )
     return Result(_summary(verdict, found))
 
 

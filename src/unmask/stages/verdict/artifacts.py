@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +37,21 @@ def write_all(
     primary: str,
     settings: Settings,
     material: Material,
+    seed: int,
 ) -> dict[str, Any]:
     """Write every artifact of the stage into `out`; returns what verdict.json holds."""
-    alpha = settings.thresholds.alpha
     chosen = chosen_finding(found, primary)
     write_table(out / "sites.parquet", [site_row(f, primary) for f in found], schema=schemas.SITES)
     write_table(out / "geometry.parquet", [row for f in found for row in geometry_rows(f)], schema=schemas.GEOMETRY)
     tests = [row for f in found for row in test_rows(f)] + gradient_rows(gradient, chosen)
     write_table(out / "tests.parquet", tests, schema=schemas.TESTS)
-    planted = [f for f in found if f.decision.planted is not None and f.decision.sensitivity]
-    write_table(out / "power.parquet", [row for f in planted for row in power_rows(f)], schema=schemas.POWER)
+    write_table(out / "power.parquet", [row for f in found for row in power_rows(f)], schema=schemas.POWER)
     write_table(
-        out / "sensitivity.parquet", [row for f in planted for row in sensitivity_rows(f)], schema=schemas.SENSITIVITY
+        out / "sensitivity.parquet", [row for f in found for row in sensitivity_rows(f)], schema=schemas.SENSITIVITY
     )
     write_directions(out, found)
     write_components(out, chosen, material)
-    verdict = verdict_record(found, chosen, gradient=gradient, settings=settings, material=material, alpha=alpha)
+    verdict = verdict_record(found, chosen, gradient=gradient, settings=settings, material=material, seed=seed)
     write_json(out / "verdict.json", verdict)
     return verdict
 
@@ -156,7 +156,7 @@ def verdict_record(
     gradient: ScoreBearing | None,
     settings: Settings,
     material: Material,
-    alpha: float,
+    seed: int,
 ) -> dict[str, Any]:
     """What verdict.json holds."""
     decision = chosen.decision
@@ -170,7 +170,7 @@ def verdict_record(
     return {
         "verdict": decision.verdict,
         "qualifier": decision.qualifier,
-        "provisional": True,
+        "provisional": decision.verdict != "no-shift",  # which no causal test could change
         "site": chosen.site,
         "grouping": chosen.grouping,
         "correction": chosen.correction,
@@ -182,12 +182,13 @@ def verdict_record(
             {"what": a.what, "why": a.why, "cost": a.cost}
             for a in advice(decision, settings=settings, material=material)
         ],
+        "settings": {**asdict(settings), "seed": seed},
         "questions": len(material.questions),
         "left_out": material.left_out,
         "merged": material.merged,
         "groups": dict(sizes),
         "groups_left_out": decision.dropped or {},
-        "other_grouping": other_grouping(found, chosen, alpha=alpha),
+        "other_grouping": other_grouping(found, chosen),
     }
 
 
@@ -195,11 +196,10 @@ def missing_tests(decision: Decision, *, gradient: ScoreBearing | None, material
     """Tests that the verdict is without, with the reason."""
     missing = [{"test": "T5 causal", "reason": "no cross-talk of steering was measured, so the verdict is provisional"}]
     if decision.replicates is None:
-        reason = (
-            "one response per question"
-            if material.samples < 2
-            else "too few questions have two answers that are not empty"
-        )
+        reason = "one response per question"
+        if material.samples > 1:
+            untested = decision.examined is None
+            reason = "nothing could be tested" if untested else "too few questions have two answers that are not empty"
         missing.append({"test": "T4 replicates", "reason": reason})
     if material.control is None:
         missing.append(
@@ -239,7 +239,7 @@ def advice(decision: Decision, *, settings: Settings, material: Material) -> lis
     )
 
 
-def other_grouping(found: list[SiteFinding], chosen: SiteFinding, *, alpha: float) -> dict[str, Any] | None:
+def other_grouping(found: list[SiteFinding], chosen: SiteFinding) -> dict[str, Any] | None:
     """The finer grouping at the same site: T2 by Holm with the primary grouping, and its verdict."""
     other = next(
         (f for f in found if (f.site, f.correction) == (chosen.site, chosen.correction) and f.grouping == "facet"), None

@@ -103,12 +103,12 @@ def load_material(inputs: Inputs) -> Material:
 def merge_duplicates(questions: pd.DataFrame) -> pd.DataFrame:
     """One row per question that says something of its own; `members` lists the ids behind it, scores are averaged.
 
-    Questions of one facet whose sets of words have a Jaccard similarity of at least .9 are one unit: they are no independent
-    evidence, and are averaged before any test.
+    Questions of one facet and polarity whose sets of words have a Jaccard similarity of at least .9 are one unit: they are no
+    independent evidence, and are averaged before any test. A question and its negation are two: their shifts may be opposite.
     """
     unit_of: dict[int, int] = {}
     words = [frozenset(re.findall(r"\w+", str(text).casefold())) for text in questions["text"]]
-    for _, part in questions.groupby(["dimension", "facet"], sort=False):
+    for _, part in questions.groupby(["dimension", "facet", "polarity"], sort=False):
         rows = [int(row) for row in part.index]
         for place, row in enumerate(rows):
             first = next((other for other in rows[:place] if _alike(words[row], words[other])), None)

@@ -24,7 +24,16 @@ NUMBERS = (
         "eta",
         "eta_low",
     ),
-    *("eta_high", "rho_adj", "eta_adj", "mean_share", "transport_share", "noise_ratio", "replicate_dimensions"),
+    *(
+        "eta_high",
+        "rho_adj",
+        "eta_adj",
+        "mean_share",
+        "transport_share",
+        "noise_ratio",
+        "replicate_dimensions",
+        "power_at_interest",
+    ),
 )
 
 

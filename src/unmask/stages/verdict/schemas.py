@@ -16,7 +16,7 @@ def _schema(*, text: str = "", real: str = "", whole: str = "", flag: str = "") 
 SITES = _schema(
     text="site grouping correction verdict qualifier reason",
     real="p_shift p_rank p_rank_max_t rank k_adj k_star p_adj p_adj_max_t gamma_star rho rho_low rho_high eta eta_low eta_high "
-    "rho_adj eta_adj mean_share transport_share noise_ratio replicate_dimensions",
+    "rho_adj eta_adj mean_share transport_share noise_ratio replicate_dimensions power_at_interest",
     whole="layer",
     flag="primary",
 )

@@ -1,0 +1,52 @@
+"""The benchmarks run, end in one JSON object, and the verdict is right on the worlds of the quick calibration."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+pytestmark = pytest.mark.slow
+
+
+def last_line(name: str, *arguments: str) -> dict[str, Any]:
+    ended = subprocess.run(
+        [sys.executable, str(FOLDER / f"{name}.py"), *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout.splitlines()[-1])
+    assert found["benchmark"] == name
+    assert {"ratios", "machine"} <= set(found)
+    return found
+
+
+def test_quick_calibration_meets_its_goals() -> None:
+    """Drawn from a fixed seed: the same counts on every machine, but for the last digits of a linear algebra library."""
+    found = last_line("calibration", "--quick", "--jobs", "2")
+    assert found["false_separable_count"] == 0
+    assert found["monolithic_right_count"] >= found["monolithic_right_of"] - 1
+    assert found["separable_right_count"] >= found["separable_right_of"] - 1
+    assert found["monolithic_right_of"] == 12
+    assert found["separable_right_of"] == 12
+
+
+def test_ways_of_removing_the_fingerprint_are_compared() -> None:
+    found = last_line("fingerprint", "--runs", "1", "--jobs", "2")
+    assert set(found["false_separable"]) == {"none", "mean", "mean, k* = 1", "question", "kernel"}
+
+
+def test_the_score_gradient_is_calibrated() -> None:
+    found = last_line("score_gradient", "--runs", "2")
+    assert found["runs_per_world"] == 2
+    assert 0 <= found["mean_false_positive_rate"] <= 1
