@@ -50,3 +50,8 @@ def test_the_score_gradient_is_calibrated() -> None:
     found = last_line("score_gradient", "--runs", "2")
     assert found["runs_per_world"] == 2
     assert 0 <= found["mean_false_positive_rate"] <= 1
+
+
+def test_clustering_is_put_to_the_same_worlds() -> None:
+    found = last_line("clustering", "--runs", "1", "--jobs", "2")
+    assert all(0 <= share <= 1 for shares in found["significant"].values() for share in shares.values())

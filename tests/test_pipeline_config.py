@@ -17,19 +17,16 @@ import unmask
 from unmask.artifact import listing, write_json, write_text
 from unmask.errors import ConfigError, StudyError
 from unmask.pipeline import (
-    PRESETS,
     STAGE_NAMES,
     STAGES,
-    StudyConfig,
     StudyPipeline,
     init_study,
     open_study,
-    preset_text,
-    read_config,
     status_rows,
     why_stale,
 )
 from unmask.study import StageRecord, Study, Workspace, commit
+from unmask.study_file import PRESETS, StudyConfig, preset_text, read_config
 
 SMALL: dict[str, Any] = {
     "base": {"model": "./model"},

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unmask.errors import UnmaskError
-    from unmask.pipeline import StudyConfig, StudyPipeline
+    from unmask.pipeline import StudyPipeline
     from unmask.pipeline import init_study as init
     from unmask.pipeline import open_study as open
+    from unmask.study_file import StudyConfig
 
 __version__ = "0.1.0"
 
@@ -19,7 +20,7 @@ _PLACES = {
     "open": ("unmask.pipeline", "open_study"),
     "init": ("unmask.pipeline", "init_study"),
     "StudyPipeline": ("unmask.pipeline", "StudyPipeline"),
-    "StudyConfig": ("unmask.pipeline", "StudyConfig"),
+    "StudyConfig": ("unmask.study_file", "StudyConfig"),
     "UnmaskError": ("unmask.errors", "UnmaskError"),
 }
 

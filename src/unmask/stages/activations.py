@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -52,17 +52,18 @@ class ActivationsConfig(StageConfig):
 
 
 def run(config: ActivationsConfig, inputs: Inputs, workspace: Workspace) -> Result:
-    from unmask.models.reading import plan_batches
+    from unmask.models.loading import load_base, load_organism, organism_source
+    from unmask.models.sites import check_sites
 
-    responses = read_table(inputs.folders["responses"] / "responses.parquet", rebuild=f"{inputs.rebuild} responses")
-    prompts = read_table(inputs.folders["responses"] / "prompts.parquet", rebuild=f"{inputs.rebuild} responses")
-    texts = _texts(responses, prompts)
-    plan = plan_batches([text.length for text in texts], token_budget=config.token_budget)[::-1]
-    width = _read_all(config, inputs, workspace, responses=responses, texts=texts, plan=plan)
-    for number in range(len(plan)):
-        _bring(workspace.batches / shard_name(number), workspace.out / shard_name(number))
-    names = [site.name for site in config.sites]
-    write_index(workspace.out, sites=names, width=width, dtype=config.dtype)
+    responses, texts = _material(inputs)
+    base = load_base(inputs.base, progress=inputs.progress)
+    check_sites(config.sites, num_layers=base.num_layers, model_name=inputs.base.called)
+
+    def readers() -> dict[str, LoadedModel]:
+        organism = load_organism(inputs.base, organism_source(inputs.folders["organism"]))
+        return dict(zip(READERS, (base, organism), strict=True))
+
+    _read_all(config, inputs, workspace, responses, texts, readers=readers, width=base.width)
     readings = _readings(ActivationStore.open(workspace.out), responses)
     write_table(workspace.out / "readings.parquet", readings, schema=SCHEMA)
     own = readings.set_index("response_id")["log_odds"]
@@ -70,7 +71,7 @@ def run(config: ActivationsConfig, inputs: Inputs, workspace: Workspace) -> Resu
     return Result(
         {
             "readings": len(READERS) * len(responses),
-            "sites": names,
+            "sites": [site.name for site in config.sites],
             "tokens": int(len(READERS) * sum(text.length for text in texts)),
             "empty_responses": int((responses["tokens"] == 0).sum()),
             "mean_log_odds": {w: round(float(own[writer == w].mean()), 4) for w in ("base", "organism")},
@@ -80,48 +81,27 @@ def run(config: ActivationsConfig, inputs: Inputs, workspace: Workspace) -> Resu
 
 def run_control(config: ActivationsConfig, inputs: Inputs, workspace: Workspace) -> Result:
     """The control organism reads the organism's responses. Without one the store is sealed empty."""
-    from unmask.models.reading import plan_batches
+    from unmask.models.loading import load_organism, organism_source
 
     names = [site.name for site in config.sites]
     recipe = read_json(inputs.folders["control"] / "recipe.json", rebuild=f"{inputs.rebuild} control")
     if recipe["kind"] == "none":
         write_index(workspace.out, sites=names, width=0, dtype=config.dtype)
         return Result({"readings": 0, "control": "none"})
-    responses = read_table(inputs.folders["responses"] / "responses.parquet", rebuild=f"{inputs.rebuild} responses")
-    prompts = read_table(inputs.folders["responses"] / "prompts.parquet", rebuild=f"{inputs.rebuild} responses")
-    responses = responses[responses["writer"] == "organism"].reset_index(drop=True)
-    texts = _texts(responses, prompts)
-    plan = plan_batches([text.length for text in texts], token_budget=config.token_budget)[::-1]
-    width = _read_with_control(config, inputs, workspace, responses=responses, texts=texts, plan=plan)
-    for number in range(len(plan)):
-        _bring(workspace.batches / shard_name(number), workspace.out / shard_name(number))
-    write_index(workspace.out, sites=names, width=width, dtype=config.dtype)
+    responses, texts = _material(inputs, writer="organism")
+    control = load_organism(inputs.base, organism_source(inputs.folders["control"]))
+    _read_all(config, inputs, workspace, responses, texts, readers=lambda: {"control": control}, width=control.width)
     return Result({"readings": len(responses), "sites": names, "tokens": int(sum(text.length for text in texts))})
 
 
-def _read_with_control(
-    config: ActivationsConfig,
-    inputs: Inputs,
-    workspace: Workspace,
-    *,
-    responses: pd.DataFrame,
-    texts: list[Text],
-    plan: list[list[int]],
-) -> int:
-    from unmask.models.loading import load_organism, organism_source
-
-    control = load_organism(inputs.base, organism_source(inputs.folders["control"]))
-    _read_batches(
-        {"control": control},
-        config,
-        inputs,
-        workspace,
-        responses=responses,
-        texts=texts,
-        plan=plan,
-        title="reading with the control organism",
-    )
-    return control.width
+def _material(inputs: Inputs, *, writer: str | None = None) -> tuple[pd.DataFrame, list[Text]]:
+    """The responses, of one writer or of both, and each behind its prompt as token ids."""
+    rebuild = f"{inputs.rebuild} responses"
+    responses = read_table(inputs.folders["responses"] / "responses.parquet", rebuild=rebuild)
+    prompts = read_table(inputs.folders["responses"] / "prompts.parquet", rebuild=rebuild)
+    if writer is not None:
+        responses = responses[responses["writer"] == writer].reset_index(drop=True)
+    return responses, _texts(responses, prompts)
 
 
 def _texts(responses: pd.DataFrame, prompts: pd.DataFrame) -> list[Text]:
@@ -139,59 +119,35 @@ def _read_all(
     config: ActivationsConfig,
     inputs: Inputs,
     workspace: Workspace,
-    *,
     responses: pd.DataFrame,
     texts: list[Text],
-    plan: list[list[int]],
-) -> int:
-    """Read every batch that no earlier run has read. Returns the width of the residual stream."""
-    from unmask.models.loading import load_base, load_organism, organism_source
-    from unmask.models.sites import check_sites
-
-    base = load_base(inputs.base, progress=inputs.progress)
-    check_sites(config.sites, num_layers=base.num_layers, model_name=inputs.base.called)
-    organism = base
-    if any(not (workspace.batches / shard_name(number)).is_file() for number in range(len(plan))):
-        organism = load_organism(inputs.base, organism_source(inputs.folders["organism"]))
-    _read_batches(
-        dict(zip(READERS, (base, organism), strict=True)),
-        config,
-        inputs,
-        workspace,
-        responses=responses,
-        texts=texts,
-        plan=plan,
-        title="reading with both models",
-    )
-    return base.width
-
-
-def _read_batches(
-    readers: Mapping[str, LoadedModel],
-    config: ActivationsConfig,
-    inputs: Inputs,
-    workspace: Workspace,
     *,
-    responses: pd.DataFrame,
-    texts: list[Text],
-    plan: list[list[int]],
-    title: str,
+    readers: Callable[[], Mapping[str, LoadedModel]],
+    width: int,
 ) -> None:
-    """Read the batches that are not there yet with each reader, a shard a batch."""
-    from unmask.models.reading import read_texts
+    """Read every batch that no earlier run has read, a shard a batch, and seal the store.
 
+    `readers` loads the models that read, by the name that their tensors get; it is not called when all is read.
+    """
+    from unmask.models.reading import plan_batches, read_texts
+
+    plan = plan_batches([text.length for text in texts], token_budget=config.token_budget)[::-1]
     waiting = [number for number in range(len(plan)) if not (workspace.batches / shard_name(number)).is_file()]
     finished = len(responses) - sum(len(plan[number]) for number in waiting)
-    inputs.progress.begin(title, total=len(responses), done=finished)
+    models = readers() if waiting else {}
+    inputs.progress.begin(f"reading with {' and '.join(models) or 'no model'}", total=len(responses), done=finished)
     for number in waiting:
         rows = plan[number]
         batch = [texts[row] for row in rows]
         tensors: dict[str, np.ndarray] = {}
-        for reader, loaded in readers.items():
+        for reader, loaded in models.items():
             tensors |= _tensors(reader, read_texts(loaded, batch, config.sites), dtype=config.dtype)
         write_shard(workspace.batches, number, tensors, [str(responses["response_id"][row]) for row in rows])
         inputs.progress.advance(len(rows))
     inputs.progress.end()
+    for number in range(len(plan)):
+        _bring(workspace.batches / shard_name(number), workspace.out / shard_name(number))
+    write_index(workspace.out, sites=[site.name for site in config.sites], width=width, dtype=config.dtype)
 
 
 def _tensors(reader: str, reading: Reading, *, dtype: str) -> dict[str, np.ndarray]:
