@@ -35,7 +35,7 @@ def decided(shift_ND=None, base_ND=None, labels_N=LABELS, **options) -> Decision
 
 
 def of_world(world: World, **options) -> Decision:
-    return decide(world.shift_ND, world.base_ND, world.groups_N, seed=0, settings=QUICK, **options)
+    return decide(world.shift_ND, world.base_ND, world.groups_N, **({"seed": 0, "settings": QUICK} | options))
 
 
 def assert_same(one: Decision, other: Decision) -> None:
@@ -249,7 +249,15 @@ def test_sixteen_questions_in_four_groups_are_enough() -> None:
     assert sound(decided(shift_ND, base_ND, np.repeat([0, 1, 2, 3], 4))).examined is not None
 
 
-@pytest.mark.parametrize("change", [lambda s: 0 * s, lambda s: np.ones_like(s) * 3.3, lambda s: 3.3 + 1e-14 * s])
+def test_models_with_the_same_activations_have_no_shift() -> None:
+    """As where the organism is the base itself."""
+    found = sound(decided(0 * rows()[0]))
+    assert found.verdict == "no-shift"
+    assert "the same activations" in found.ruling.reasons[0]
+    assert found.numbers == {}
+
+
+@pytest.mark.parametrize("change", [lambda s: np.ones_like(s) * 3.3, lambda s: 3.3 + 1e-14 * s])
 def test_a_shift_that_is_the_same_everywhere_is_not_testable(change) -> None:
     assert sound(decided(change(rows()[0]))).qualifier == "not testable"
 
@@ -313,6 +321,15 @@ def test_values_that_are_not_finite_are_a_value_error(value: float) -> None:
         parts[place][4, 4] = value
         with pytest.raises(ValueError, match="not finite, in 1 of 48 rows"):
             decided(*parts)
+
+
+def test_a_stricter_level_still_takes_topic_out() -> None:
+    """Pass-through must be able to reach its own part of the level, whatever the level is."""
+    world = draw("pass_through_topic", rng=np.random.default_rng(0), questions=160, width=64, noise_ratio=1.0)
+    strict = Settings(thresholds=Thresholds(alpha=0.01), flips=199, resamples=100, planted_runs=20, planted_flips=99)
+    found = of_world(world, settings=strict)
+    assert found.examined.pass_through.shown
+    assert found.verdict != "separable"
 
 
 def test_other_shapes_are_a_value_error() -> None:

@@ -387,3 +387,51 @@ def test_in_raw_units_every_direction_has_a_control_of_its_norm(finished: Path, 
     directions = pd.read_parquet(copy / "steering" / "directions.parquet")
     random = directions["kind"] == "random"
     assert sorted(directions.loc[random, "norm"]) == pytest.approx(sorted(directions.loc[~random, "norm"]))
+
+
+def test_the_verdict_is_printed_with_its_map_and_says_when_it_is_stale(finished: Path, tmp_path: Path) -> None:
+    code, output = ended("verdict", finished)
+    assert code == 0, output
+    record = json.loads((finished / "verdict" / "verdict.json").read_text())
+    assert record["headline"] in output
+    assert all(reason in output for reason in record["reasons"])
+    assert "stale" not in output
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(finished), str(copy)], check=True)
+    config = yaml.safe_load((copy / "study.yaml").read_text())
+    config["verdict"]["gamma"] = 3.0
+    (copy / "study.yaml").write_text(yaml.safe_dump(config))
+    code, output = ended("verdict", copy)
+    assert (code, "verdict.gamma changed from 1.5 to 3.0" in output) == (0, True)
+    told = json.loads(ended("verdict", copy, "--json")[1])
+    assert told["verdict"] == record["verdict"]
+    assert "verdict.gamma" in told["stale"]
+    sites = {(row["site"], row["grouping"], row["correction"]) for row in told["sites"]}
+    assert len(sites) == len(told["sites"]) == 3 * 2 * 2  # layers, groupings, with and without the control
+
+
+def test_the_control_read_what_the_organism_wrote(finished: Path, tiny_llama: Path) -> None:
+    """Every stored row is what the control organism gives for exactly the stored prompt and answer of the organism."""
+    store = ActivationStore.open(finished / "control_activations")
+    store.verify()
+    responses = pd.read_parquet(finished / "responses" / "responses.parquet")
+    assert sorted(store.response_ids()) == sorted(responses.loc[responses["writer"] == "organism", "response_id"])
+    responses = responses.set_index("response_id")
+    prompts = pd.read_parquet(finished / "responses" / "prompts.parquet").set_index("question_id")
+    control = load_organism(ModelSource(str(tiny_llama)), organism_source(finished / "control"))
+    site = ActivationsConfig(layers=(2,)).sites[0]
+    for row in (0, len(store.response_ids()) - 1):
+        response = responses.loc[store.response_ids()[row]]
+        text = Text(tuple(prompts.loc[response["question_id"], "token_ids"]), tuple(response["token_ids"]))
+        wanted = read_texts(control, [text], [site]).means_BD[site][0]
+        np.testing.assert_allclose(store.read(f"control/{site.name}")[row], wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_the_verdicts_directions_and_cards_name_what_is_there(finished: Path) -> None:
+    from safetensors.numpy import load_file
+
+    directions = pd.read_parquet(finished / "verdict" / "directions.parquet")
+    assert set(load_file(finished / "verdict" / "directions.safetensors")) == set(directions["direction_id"])
+    cards = json.loads((finished / "cards" / "cards.json").read_text())
+    components = [pd.read_parquet(finished / stage / "components.parquet") for stage in ("decomposition", "verdict")]
+    assert [card["component_id"] for card in cards] == pd.concat(components)["component_id"].tolist()

@@ -149,7 +149,7 @@ def _decide(
     rows_N = kept.rows_N
     shift_ND, base_ND = np.asarray(shift_ND, float)[rows_N], np.asarray(base_ND, float)[rows_N]
     groups = Groups.of(np.asarray(groups_N)[rows_N])
-    if not shift_ND.any():
+    if shift_ND.size and not shift_ND.any():
         reason = "the tuned and the base model have the same activations, to the last digit"
         return Decision(Ruling("no-shift", None, (reason,)), {}, dropped=kept.dropped)
     signs_BN = flips_for(len(shift_ND), seed=seed, settings=settings)
