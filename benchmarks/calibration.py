@@ -80,6 +80,7 @@ def main() -> None:
     if options.out is not None:
         options.out.write_text("".join(json.dumps(_row(o)) + "\n" for o in outcomes), encoding="utf-8")
     print(table(chosen, outcomes))
+    print(f"\n{rates_table(chosen, outcomes)}\n")
     print(totals_text(totals(outcomes)))
     print(
         json.dumps(
@@ -168,6 +169,29 @@ def table(chosen: list[int], outcomes: list[Outcome]) -> str:
             f"| {CASES[index].name} | {CASES[index].truth} | {shown} | {' | '.join(cells)} | {right} of {len(own)} "
             f"| {CASES[index].limit or ''} |"
         )
+    return "\n".join(lines)
+
+
+def rates_table(chosen: list[int], outcomes: list[Outcome]) -> str:
+    """Markdown: how often each test rejects at its level, in per cent, and the median planted power where it was asked."""
+    lines = [
+        "| world | T1 | T2, rank 1 | k_adj >= 1 | k_adj >= k* | T4 | planted power |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    alpha = SETTINGS.thresholds.alpha
+    for index in chosen:
+        own = [o.numbers for o in outcomes if o.case == index and o.numbers.get("p_shift") is not None]
+        hits = (
+            [(n["p_shift"] or 0.0) <= alpha for n in own],
+            [(n["p_rank"] or 0.0) <= alpha for n in own],
+            [(n["k_adj"] or 0) >= 1 for n in own],
+            [(n["k_adj"] or 0) >= (n["k_star"] or 2) for n in own],
+            [n["replicate_dimensions"] >= 1 for n in own if n["replicate_dimensions"] is not None],
+        )
+        cells = [f"{100 * np.mean(hit):.0f}" if hit else "-" for hit in hits]
+        powers = [n["power_at_interest"] for n in own if n["power_at_interest"] is not None]
+        power = f"{np.median(powers):.2f}" if powers else "-"
+        lines.append(f"| {CASES[index].name} | {' | '.join(cells)} | {power} |")
     return "\n".join(lines)
 
 

@@ -30,7 +30,7 @@ CASES: tuple[tuple[str, str, dict[str, Any], str], ...] = (
     ("pass-through, score unrelated", "pass_through_linear", {"score": "none"}, "none"),
     ("monolithic, shared score direction", "monolithic", {}, "one"),
     ("monolithic with drift, shared", "monolithic_drift", {}, "one"),
-    ("separable, shared score direction", "separable", {}, "one"),
+    ("separable, score rises with shared and own parts", "separable", {}, "several"),
     ("pass-through, shared", "pass_through_linear", {}, "one"),
     ("unequal groups, shared", "monolithic_unequal", {"questions": 420}, "one"),
     ("outliers, shared", "monolithic_outliers", {}, "one"),

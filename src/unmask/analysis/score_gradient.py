@@ -2,7 +2,8 @@
 
 Within each group, Cov(s, y) is the gradient of the score y in the shift s. Its rows x_q = (s_q - mean_f s) y_q, y standardised
 within the group, have that covariance as their group mean, so the tests of mean shifts answer the question. Being taken within
-groups, it owes nothing to the groups' means: neither topic nor a constant fingerprint can make it.
+groups, it owes nothing to the groups' means, so that a constant fingerprint cannot make it. Topic inside a group can, where its
+facets differ in topic and in score (docs/calibration.md).
 
 Shapes: N questions, D width, C coordinates, B flips.
 """

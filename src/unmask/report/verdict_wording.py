@@ -12,13 +12,14 @@ EXPLAINED = "docs/verdict.md"
 """Where the tests and the rule are explained in full."""
 
 CLUSTERS_CANNOT_DECIDE = (
-    "Clusters describe the shift; they cannot decide whether it is one thing. In simulated studies whose truth is known, "
-    "the reference study's procedure (PCA, k-means, agreement with the dimensions) comes out significant in 100 % of "
-    "all worlds, whether they hold sub-personas or not, because it measures topic: the base model's activations "
-    "cluster as well. K-means on the shift does so in 100 % of worlds with one direction that is merely stronger on "
-    "some questions, a probe for the facet in 50 % of worlds that hold one direction only, while the gap statistic, "
-    "SigClust and the dip test see nothing where sub-personas are real. So a clustering that succeeds is no evidence "
-    "of sub-personas, and a failed clustering was never evidence of a monolith."
+    "Clusters describe the shift; they cannot decide whether it is one thing. In simulated studies whose truth is "
+    "known (docs/calibration.md), the reference study's procedure (PCA, k-means, agreement with the dimensions) comes "
+    "out significant in 100 % of all worlds, whether they hold sub-personas, one direction or no shift at all, "
+    "because it measures topic: the base model's activations cluster as well. K-means on the shift does so in 100 % "
+    "of worlds with one direction that is much stronger on some questions, a probe for the facet in 80 % of them and "
+    "in 100 % where a shift merely follows topic, while the gap statistic sees next to nothing where sub-personas are "
+    "real. So a clustering that succeeds is no evidence of sub-personas, and a failed clustering was never evidence "
+    "of a monolith."
 )
 
 CARDS = (
