@@ -51,7 +51,7 @@ def main() -> None:
     ratios: dict[str, float] = {}
     for name, section in SECTIONS.items():
         if options.only in (None, name):
-            print(f"\n{name}")
+            print(f"\n{name}", flush=True)
             ratios |= {f"{name}_{part}": ratio for part, ratio in section(options.quick).items()}
     print(json.dumps({"benchmark": "decompose", "ratios": ratios, "machine": machine()}))
 
@@ -169,6 +169,13 @@ def verdict_section(quick: bool) -> dict[str, float]:
 
     And seconds of a planted run made and tested by itself over ours, which share their flips.
     """
+    from unmask.analysis.threads import one_thread
+
+    with one_thread():  # as the stage does
+        return _verdict(quick)
+
+
+def _verdict(quick: bool) -> dict[str, float]:
     import resource
 
     from unmask.analysis.site_map import SiteData, map_sites

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import eigh
 
 from unmask.analysis.geometry import off
 from unmask.analysis.preparation import Groups
@@ -51,7 +52,8 @@ def replicate_test(
     """
     first_NC, second_NC = (off(groups.centred(half), shared_C) for half in halves_2NC)
     scatter = first_NC.T @ first_NC + second_NC.T @ second_NC
-    leading_CJ = np.linalg.eigh(scatter)[1][:, ::-1][:, :LEADING]
+    last = len(scatter) - 1
+    leading_CJ = eigh(scatter, subset_by_index=[max(0, last + 1 - LEADING), last])[1][:, ::-1]
     first_NJ, second_NJ = first_NC @ leading_CJ, second_NC @ leading_CJ
     splits_SN = np.array([_split(groups, rng=rng) for _ in range(_SPLITS)])
     halved_SJN = splits_SN[:, None, :] * first_NJ.T
