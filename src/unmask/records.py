@@ -12,7 +12,7 @@ Writer = Literal["base", "organism"]
 """Which model wrote a response."""
 
 Reader = Literal["base", "organism"]
-"""Which model read a text while activations were recorded."""
+"""Which model read a text while activations were recorded; the control organism's readings have a store of their own."""
 
 StopReason = Literal["end", "length"]
 """Why a response ended: the model's end mark, or the limit on new tokens."""
