@@ -1,7 +1,7 @@
 """How often is the verdict right? Confusion matrix over simulated studies whose truth is known.
 
     python benchmarks/calibration.py --quick           # under a minute: a few worlds, 6 runs each
-    python benchmarks/calibration.py                   # docs/calibration.md: all worlds, 40 runs each; about an hour on 2 cores
+    python benchmarks/calibration.py --runs 24         # the tables of docs/calibration.md: all worlds; 16 minutes on 2 cores
     python benchmarks/calibration.py --only separable  # worlds whose name holds the word
 
 Run r of world w is drawn from numpy's default_rng([SEED, index of w, r]); every figure follows from the printed seed. The last

@@ -1,7 +1,7 @@
 """What does clustering say in worlds whose truth is known? Why it cannot decide, in figures.
 
     python benchmarks/clustering.py --quick   # under a minute
-    python benchmarks/clustering.py           # the table of docs/calibration.md
+    python benchmarks/clustering.py --runs 20 # the table of docs/calibration.md
 
 The reference study's procedure on the tuned model's activations (PCA 50, K-means with 4 clusters, agreement with the dimensions),
 the same on the base model's and on the shift, a gap statistic on the shift, and a linear probe for the facet on the shift. Each

@@ -1,7 +1,7 @@
 """Which way of using a control organism makes the fewest errors? Verdicts by removal, on worlds with drift, grades and camps.
 
     python benchmarks/fingerprint.py --quick   # under a minute
-    python benchmarks/fingerprint.py           # the table of docs/calibration.md
+    python benchmarks/fingerprint.py --runs 10 # the table of docs/calibration.md
 
 none: no control, two dimensions beyond topic needed. mean: the control's mean shift subtracted, one dimension needed where the
 group means cannot be one graded axis (what the product does). mean, k* = 1: one needed always. question: subtracted question by
