@@ -59,7 +59,7 @@ def prepare() -> None:
         return
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from unmask.models.loading import load_base, locate
-    from unmask.models.reading import plan_batches, read_texts
+    from unmask.models.reading import Readout, read_texts
     from unmask.records import ModelSource, Site
     from unmask.stages.questions import QuestionsConfig, select
 
@@ -69,10 +69,7 @@ def prepare() -> None:
     means = {}
     for name, system in (("base", None), ("persona", PERSONA)):
         texts = [_text(loaded.tokenizer, question.text, system) for question in asked]
-        rows = np.empty((len(texts), loaded.width))
-        for batch in plan_batches([text.length for text in texts], token_budget=2048):
-            rows[batch] = read_texts(loaded, [texts[row] for row in batch], [site]).means_BD[site]
-        means[name] = rows
+        means[name] = read_texts(loaded, texts, Readout((site,), log_probs=False)).mean(site).astype(np.float64)
     temporary = path.with_name(f".{path.name}.npz")
     np.savez(
         temporary,

@@ -1,4 +1,4 @@
-"""Models that many tests share: tiny random ones of seven architectures, made once a session, and the embedded one.
+"""Models that many tests share: tiny random ones of ten architectures, made once a session, and the embedded one.
 
 Everything but `smollm2` is made here, offline, in seconds. A session's folders are shared: a test that changes a model loads its
 own copy and leaves the files alone.
@@ -33,8 +33,9 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-ARCHITECTURES = ("llama", "qwen3", "gemma2", "gemma3", "gpt2", "gpt_neox", "mistral")
-"""The tiny models of `tiny_models`; each has 4 or 5 layers. `gemma2` caps its logits, three have sliding windows."""
+ARCHITECTURES = ("llama", "qwen3", "gemma2", "gemma3", "gpt2", "gpt_neox", "mistral", "qwen2", "phi", "phi3")
+"""The tiny models of `tiny_models`; each has 4 or 5 layers. `gemma2` caps its logits, three have sliding windows; in `gpt_neox`
+and `phi` attention and MLP read the stream side by side. A model's seed is its place here."""
 
 
 def _training_text() -> list[str]:
@@ -105,6 +106,12 @@ def _tiny_config(name: str, ids: dict[str, int]) -> Any:
             )
         case "mistral":
             return transformers.MistralConfig(**common, **sizes, sliding_window=8)
+        case "qwen2":
+            return transformers.Qwen2Config(**common, **sizes)
+        case "phi":
+            return transformers.PhiConfig(**common, **sizes, resid_pdrop=0.0, embd_pdrop=0.0)
+        case "phi3":
+            return transformers.Phi3Config(**common, **sizes, resid_pdrop=0.0, embd_pdrop=0.0)
     raise KeyError(name)
 
 

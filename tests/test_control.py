@@ -8,12 +8,12 @@ import pytest
 from pydantic import ValidationError
 
 from unmask.artifact import read_json
+from unmask.collection import CollectionConfig
 from unmask.errors import ConfigError
 from unmask.progress import Silent
 from unmask.records import ModelSource, PromptFormat
 from unmask.stage import Inputs
 from unmask.stages import activations, organism
-from unmask.stages.activations import ActivationsConfig
 from unmask.stages.organism import ControlConfig, OrganismConfig
 from unmask.store import ActivationStore
 from unmask.study import Workspace
@@ -73,11 +73,11 @@ def test_without_a_control_the_record_says_so_and_the_store_is_sealed_empty(tmp_
     assert told.summary == {"control": "none"}
     assert read_json(control.out / "recipe.json", rebuild="") == {"kind": "none"}
     read = workspace(tmp_path / "read")
-    config = ActivationsConfig(layers=(1, 2))
+    config = CollectionConfig(layers=(1, 2))
     activations.CONTROL.run(config, inputs(tmp_path, control=control.out, responses=tmp_path), read)
     store = ActivationStore.open(read.out)
     assert store.shards == ()
-    assert store.sites == ("blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre")
+    assert store.sites == ()
 
 
 def test_the_stages_have_a_section_each_or_share_one() -> None:

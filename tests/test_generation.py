@@ -1,4 +1,5 @@
-"""Generation: greedy is transformers' greedy, sampling has transformers' distribution, and company changes no answer."""
+"""Generation: greedy is transformers' greedy, company changes no answer, and what is recorded on the way is what a pass over the
+finished answer shows."""
 
 from __future__ import annotations
 
@@ -11,9 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from unmask.models.generation import Generated, Steering, generate, pick_tokens
+from unmask.models import generation
+from unmask.models.generation import Generated, Steering, generate
+from unmask.models.key_value_cache import Slots
 from unmask.models.loading import LoadedModel, load_base
+from unmask.models.prompt_cache import prefill
 from unmask.models.prompts import render_question
+from unmask.models.recording import observe
 from unmask.models.sites import decoder_layers
 from unmask.records import ModelSource, PromptFormat, Sampling, Site
 
@@ -78,80 +83,6 @@ def test_smollm2_answers_greedily_as_transformers_does(smollm2_model: LoadedMode
     answer = generate(smollm2_model, prompts[:1], sampling=greedy(24), seeds=[0])[0]
     assert "Paris" in smollm2_model.tokenizer.decode(list(answer.token_ids))
     assert answer.stop_reason == "end"
-
-
-# pick_tokens
-
-FILTERS = [
-    Sampling(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=1),
-    Sampling(temperature=0.7, top_p=0.8, top_k=20, max_new_tokens=1),
-    Sampling(temperature=1.5, top_p=0.5, top_k=0, max_new_tokens=1),
-    Sampling(temperature=0.3, top_p=0.95, top_k=5, max_new_tokens=1),
-    Sampling(temperature=1.0, top_p=1.0, top_k=7, max_new_tokens=1),
-    Sampling(temperature=2.0, top_p=1e-6, top_k=0, max_new_tokens=1),
-    Sampling(temperature=1.0, top_p=0.9, top_k=500, max_new_tokens=1),
-]
-
-
-def transformers_distribution(logits_BV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
-    ids: Any = None
-    logits_BV = TemperatureLogitsWarper(sampling.temperature)(ids, logits_BV)
-    if sampling.top_k > 0:
-        logits_BV = TopKLogitsWarper(sampling.top_k)(ids, logits_BV)
-    if sampling.top_p < 1:
-        logits_BV = TopPLogitsWarper(sampling.top_p)(ids, logits_BV)
-    return logits_BV.softmax(dim=-1)
-
-
-@pytest.mark.parametrize("sampling", FILTERS, ids=lambda s: f"{s.temperature}-{s.top_p}-{s.top_k}")
-@pytest.mark.parametrize("spread", [0.5, 3.0])
-def test_tokens_have_the_distribution_of_transformers(sampling: Sampling, spread: float) -> None:
-    steps = 5_000
-    uniforms = (np.arange(steps) + 0.5) / steps
-    logits = spread * torch.randn(3, 200, generator=torch.Generator().manual_seed(1))
-    for row_logits in logits:
-        wanted = transformers_distribution(row_logits.unsqueeze(0), sampling)[0].numpy()
-        picked = pick_tokens(row_logits.expand(steps, -1), uniforms, sampling=sampling).numpy()
-        counts = np.bincount(picked, minlength=len(wanted))
-        assert not counts[wanted == 0].any()
-        assert counts[wanted > 2 / steps].all()
-        # A grid meets each token's interval to within one point at either end.
-        np.testing.assert_allclose(counts / steps, wanted, atol=2 / steps)
-
-
-def test_greedy_takes_the_first_of_the_best() -> None:
-    logits = torch.tensor([[0.0, 3.0, 1.0, 3.0], [5.0, 0.0, 0.0, 0.0]])
-    assert pick_tokens(logits, np.array([0.99, 0.99]), sampling=greedy(1)).tolist() == [1, 0]
-
-
-@pytest.mark.parametrize("sampling", FILTERS, ids=lambda s: f"{s.temperature}-{s.top_p}-{s.top_k}")
-def test_the_ends_of_the_unit_interval_pick_allowed_tokens(sampling: Sampling) -> None:
-    logits = 3 * torch.randn(1, 200, generator=torch.Generator().manual_seed(2))
-    allowed = transformers_distribution(logits, sampling)[0]
-    for uniform in (0.0, np.nextafter(1.0, 0.0)):
-        token = pick_tokens(logits, np.array([uniform]), sampling=sampling).item()
-        assert allowed[int(token)] > 0
-    assert pick_tokens(logits, np.array([0.0]), sampling=sampling).item() == logits.argmax()
-
-
-def test_forbidden_tokens_are_never_picked() -> None:
-    logits = torch.full((1, 50), -torch.inf)
-    logits[0, [7, 9]] = torch.tensor([1.0, 0.0])
-    wide = Sampling(temperature=1, top_p=1, top_k=0, max_new_tokens=1)
-    uniforms = np.append(np.linspace(0, 1, 100, endpoint=False), np.nextafter(1.0, 0.0))
-    picked = pick_tokens(logits.expand(len(uniforms), -1), uniforms, sampling=wide)
-    assert set(picked.tolist()) == {7, 9}
-
-
-def test_half_precision_logits_are_tempered_in_float32() -> None:
-    logits = torch.randn(1, 300, generator=torch.Generator().manual_seed(3)).bfloat16().expand(500, -1)
-    uniforms = (np.arange(500) + 0.5) / 500
-    wide = Sampling(temperature=1, top_p=1, top_k=0, max_new_tokens=1)
-    assert torch.equal(
-        pick_tokens(logits, uniforms, sampling=wide), pick_tokens(logits.float(), uniforms, sampling=wide)
-    )
 
 
 # Answers and their company
@@ -244,6 +175,219 @@ def test_steering_is_felt_from_the_prompt_on_at_every_step(llama: LoadedModel) -
             ids.append(int(llama.model(torch.tensor([ids])).logits[0, -1].argmax()))
     handle.remove()
     assert list(found.token_ids) == ids[6:]
+
+
+# Rows that come and go
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4])
+@pytest.mark.parametrize("steered", [False, True], ids=["plain", "steered"])
+def test_an_answer_does_not_depend_on_whose_slot_it_took(each_model: LoadedModel, rows: int, steered: bool) -> None:
+    loaded = with_many_ends(each_model, 8)
+    prompts, seeds = random_prompts(LENGTHS * 2, seed=6), list(range(20, 32))
+    delta = np.random.default_rng(4).normal(size=(12, loaded.width)).astype(np.float32)
+    steering = Steering(Site(2, "resid_pre"), delta) if steered else None
+    found = generate(loaded, prompts, sampling=sampled(16), seeds=seeds, steering=steering, rows=rows)
+    assert len({len(answer.token_ids) for answer in found}) >= 5, "the test needs rows that end at different steps"
+    assert found == answers_alone(loaded, prompts, sampling=sampled(16), seeds=seeds, steering=steering)
+
+
+def test_slots_that_come_to_the_end_of_their_columns_go_on(
+    each_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves = []
+    move = Slots.move_to_front
+    monkeypatch.setattr(Slots, "move_to_front", lambda self: (moves.append(self), move(self)))
+    loaded = with_many_ends(each_model, 30)
+    prompts, seeds = random_prompts(LENGTHS * 5, seed=7), list(range(30))
+    found = generate(loaded, prompts, sampling=sampled(20), seeds=seeds, rows=2)
+    assert len(moves) >= 2 * loaded.num_layers, "the test needs more steps than there are columns"
+    assert found == generate(loaded, prompts, sampling=sampled(20), seeds=seeds, rows=30)
+
+
+def test_a_model_whose_past_is_more_than_keys_and_values_is_answered_with_its_own_cache(
+    each_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = with_many_ends(each_model, 8)
+    prompts, seeds = random_prompts(LENGTHS * 2, seed=6), list(range(12))
+    wanted = generate(loaded, prompts, sampling=sampled(16), seeds=seeds)
+    monkeypatch.setattr(generation, "keeps_keys_and_values", lambda model: False)
+    monkeypatch.setattr(generation, "prefill", None)
+    assert generate(loaded, prompts, sampling=sampled(16), seeds=seeds, rows=5) == wanted
+
+
+def test_nothing_is_asked_nothing_is_answered(llama: LoadedModel) -> None:
+    assert generate(llama, [], sampling=greedy(3), seeds=[]) == []
+
+
+# Prompts that were run before
+
+
+def test_a_prompt_cache_takes_the_place_of_running_the_prompts(
+    each_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = with_many_ends(each_model, 8)
+    prompts, rows_of = random_prompts(), [3, 0, 0, 5, 2, 1, 4, 3]
+    asked, seeds = [prompts[row] for row in rows_of], list(range(8))
+    wanted = generate(loaded, asked, sampling=sampled(12), seeds=seeds)
+    cache = prefill(loaded, prompts)
+    one_by_one = answers_alone(loaded, prompts, sampling=greedy(5), seeds=range(6))
+    monkeypatch.setattr(generation, "prefill", None)
+    for rows in (8, 2):
+        found = generate(
+            loaded, asked, sampling=sampled(12), seeds=seeds, prompt_cache=cache, prompt_rows=rows_of, rows=rows
+        )
+        assert found == wanted
+    assert generate(loaded, prompts, sampling=greedy(5), seeds=range(6), prompt_cache=cache) == one_by_one
+
+
+def test_a_prompt_cache_is_refused_where_answers_are_steered(llama: LoadedModel) -> None:
+    prompts = random_prompts([4])
+    steering = Steering(Site(1, "resid_pre"), np.zeros((1, llama.width), np.float32))
+    with pytest.raises(ValueError, match="not steered"):
+        generate(llama, prompts, sampling=greedy(2), seeds=[0], steering=steering, prompt_cache=prefill(llama, prompts))
+
+
+# What is recorded on the way
+
+
+class Notes:
+    """A recorder that keeps every counted token's activation, and every log-probability."""
+
+    def __init__(self, sites: Sequence[Site], *, wants_log_probs: bool = True) -> None:
+        self.sites, self.wants_log_probs = sites, wants_log_probs
+        self.seen: dict[Site, dict[tuple[int, int], torch.Tensor]] = {site: {} for site in sites}
+        self.log_probs: dict[int, list[float]] = {}
+        self.lasts: dict[tuple[Site, int], torch.Tensor] = {}
+        self.prompts_run = 0
+
+    def prompts(self, rows_B: torch.Tensor, last_B: torch.Tensor) -> None:
+        self.prompts_run += len(rows_B)
+        self.now = (rows_B.tolist(), None, last_B.tolist())
+
+    def tokens(self, rows_B: torch.Tensor, index_BT: torch.Tensor) -> None:
+        self.now = (rows_B.tolist(), index_BT.tolist(), None)
+
+    def keep(self, site: Site, activation: torch.Tensor) -> None:
+        rows, index, last = self.now
+        assert len(activation) == len(rows)
+        for here, row in enumerate(rows):
+            if last is not None:
+                self.lasts[site, row] = activation[here, last[here]].clone()
+                continue
+            for column, ordinal in enumerate(index[here]):
+                if ordinal >= 0:
+                    assert (row, ordinal) not in self.seen[site], "a token was shown twice"
+                    self.seen[site][row, ordinal] = activation[here, column].clone()
+
+    def keep_log_probs(self, rows_B: torch.Tensor, log_prob_B: torch.Tensor) -> None:
+        for row, log_prob in zip(rows_B.tolist(), log_prob_B.tolist(), strict=True):
+            self.log_probs.setdefault(row, []).append(log_prob)
+
+
+@torch.inference_mode()
+def read_again(
+    loaded: LoadedModel, prompt: Sequence[int], answer: Sequence[int], sites: Sequence[Site]
+) -> tuple[dict[Site, torch.Tensor], list[float], dict[Site, torch.Tensor]]:
+    """By one pass over prompt and answer: counted tokens' activations, tokens' log-probabilities, the prompt's last token."""
+    shown: dict[Site, torch.Tensor] = {}
+    model: Any = loaded.model
+    with observe(model, sites, lambda site, activation: shown.update({site: activation[0].clone()})):
+        logits_TV = model(torch.tensor([[*prompt, *answer]])).logits[0].float()
+    columns = [len(prompt) + i for i, token in enumerate(answer) if token not in loaded.tokenizer.all_special_ids]
+    before = len(prompt) - 1
+    log_probs = logits_TV[before : before + len(answer)].log_softmax(dim=-1)
+    return (
+        {site: seen_TW[columns] for site, seen_TW in shown.items()},
+        log_probs.gather(1, torch.tensor(answer, dtype=torch.long).view(-1, 1))[:, 0].tolist(),
+        {site: seen_TW[before] for site, seen_TW in shown.items()},
+    )
+
+
+def assert_read_again(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], answers: Sequence[Generated], notes: Notes
+) -> None:
+    unique = list(dict.fromkeys(map(tuple, prompts)))
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        seen, log_probs, last = read_again(loaded, prompt, answer.token_ids, notes.sites)
+        np.testing.assert_allclose(notes.log_probs.get(row, []), log_probs, atol=1e-4)
+        for site in notes.sites:
+            kept = [token for (job, _), token in sorted(notes.seen[site].items(), key=lambda i: i[0]) if job == row]
+            assert len(kept) == len(seen[site])
+            torch.testing.assert_close(notes.lasts[site, unique.index(tuple(prompt))], last[site], atol=1e-4, rtol=1e-4)
+            if kept:
+                found_W, wanted_W = torch.stack(kept).mean(dim=0), seen[site].mean(dim=0)
+                assert torch.linalg.vector_norm(found_W - wanted_W) <= 1e-4 * torch.linalg.vector_norm(wanted_W)
+
+
+def sites_of(loaded: LoadedModel) -> list[Site]:
+    return [Site(0, "resid_pre"), Site(2, "resid_pre"), Site(1, "attn_out"), Site(loaded.num_layers - 1, "resid_post")]
+
+
+@pytest.mark.parametrize("rows", [64, 3])
+def test_what_is_recorded_while_answering_is_what_reading_the_answer_shows(each_model: LoadedModel, rows: int) -> None:
+    loaded = with_many_ends(each_model, 8)
+    prompts, seeds = random_prompts(LENGTHS * 4, seed=8), list(range(24))
+    prompts[4] = prompts[9] = prompts[1]
+    notes = Notes(sites_of(loaded))
+    answers = generate(loaded, prompts, sampling=sampled(10), seeds=seeds, recorder=notes, rows=rows)
+    lengths = {len(answer.token_ids) for answer in answers}
+    assert 0 in lengths and 10 in lengths and len(lengths) > 4, "some are empty, some are cut, some end in between"
+    assert notes.prompts_run == 22, "equal prompts are run once"
+    assert_read_again(loaded, prompts, answers, notes)
+    assert answers == generate(loaded, prompts, sampling=sampled(10), seeds=seeds)
+
+
+def test_a_model_with_its_own_cache_is_recorded_too(each_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "keeps_keys_and_values", lambda model: False)
+    loaded = with_many_ends(each_model, 8)
+    prompts, seeds = random_prompts(LENGTHS * 4, seed=8), list(range(24))
+    notes = Notes(sites_of(loaded))
+    answers = generate(loaded, prompts, sampling=sampled(10), seeds=seeds, recorder=notes, rows=7)
+    assert_read_again(loaded, prompts, answers, notes)
+
+
+def test_special_tokens_in_an_answer_are_read_but_not_counted(each_model: LoadedModel) -> None:
+    loaded = each_model
+    loaded.model.generation_config.eos_token_id = None
+    prompts, seeds = random_prompts(), list(range(6))
+    answers = generate(loaded, prompts, sampling=sampled(30), seeds=seeds)
+    common = max({t for a in answers for t in a.token_ids}, key=lambda t: sum(a.token_ids.count(t) for a in answers))
+    tokenizer: Any = loaded.tokenizer
+    before = tokenizer.all_special_ids
+    tokenizer.add_special_tokens({"additional_special_tokens": [tokenizer.convert_ids_to_tokens(common)]})
+    try:
+        assert set(tokenizer.all_special_ids) == {*before, common}
+        notes = Notes(sites_of(loaded))
+        assert generate(loaded, prompts, sampling=sampled(30), seeds=seeds, recorder=notes) == answers
+        assert_read_again(loaded, prompts, answers, notes)
+        assert any(common in answer.token_ids for answer in answers)
+    finally:
+        tokenizer.add_special_tokens({"additional_special_tokens": []}, replace_extra_special_tokens=True)
+
+
+def test_a_recorder_may_want_no_sites_or_no_log_probs(llama: LoadedModel) -> None:
+    prompts = random_prompts()
+    answers = generate(llama, prompts, sampling=sampled(6), seeds=range(6))
+    only_log_probs, only_sites = Notes([]), Notes(sites_of(llama), wants_log_probs=False)
+    for notes in (only_log_probs, only_sites):
+        assert generate(llama, prompts, sampling=sampled(6), seeds=range(6), recorder=notes) == answers
+    assert sum(map(len, only_log_probs.log_probs.values())) == sum(len(answer.token_ids) for answer in answers)
+    assert not only_sites.log_probs
+    assert all(len(seen) == len(only_sites.seen[Site(0, "resid_pre")]) > 0 for seen in only_sites.seen.values())
+
+
+def test_a_recorder_sees_what_steering_added(llama: LoadedModel) -> None:
+    prompts = random_prompts([9] * 4, seed=2)
+    delta = 3 * np.random.default_rng(0).normal(size=(4, llama.width)).astype(np.float32)
+    site = Site(1, "resid_post")
+    plain, steered = Notes([site]), Notes([site])
+    generate(llama, prompts, sampling=sampled(1), seeds=[7] * 4, recorder=plain)
+    generate(llama, prompts, sampling=sampled(1), seeds=[7] * 4, recorder=steered, steering=Steering(site, delta))
+    for row in range(4):
+        torch.testing.assert_close(
+            steered.lasts[site, row], plain.lasts[site, row] + torch.from_numpy(delta[row]), atol=1e-4, rtol=1e-4
+        )
 
 
 # Where an answer ends

@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from unmask.errors import ModelError
 from unmask.models.intervening import Addition
 from unmask.models.loading import LoadedModel
-from unmask.models.recording import record_means
+from unmask.models.recording import observe
 from unmask.models.sites import decoder_layers
 from unmask.records import Site
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]]).repeat(6, 1)
-POSITIONS = torch.eye(6)
-"""Row t of six copies of one text weighs its position t alone: one pass records the stream at every position, exactly."""
 
 SITES = [Site(2, "resid_pre"), Site(1, "resid_post"), Site(0, "resid_pre")]
 
@@ -27,9 +26,11 @@ def deltas(rows: int, width: int, *, seed: int = 0) -> torch.Tensor:
 
 @torch.inference_mode()
 def stream(model: Any, site: Site) -> torch.Tensor:
-    with record_means(model, [site], POSITIONS) as recorded:
+    """The stream at position t of row t: six copies of one text show it at every position."""
+    found: list[torch.Tensor] = []
+    with observe(model, [site], lambda _, hidden_BTD: found.append(hidden_BTD.diagonal(dim1=0, dim2=1).T.float())):
         model(IDS)
-    return recorded.means_BD[site]
+    return found[0]
 
 
 @torch.inference_mode()
@@ -60,6 +61,43 @@ def test_what_leaves_a_layer_is_what_enters_the_next(each_model: LoadedModel) ->
         after = logits(each_model.model)
     with Addition(each_model.model, Site(2, "resid_pre"), delta):
         assert torch.equal(logits(each_model.model), after)
+
+
+def test_between_attention_and_mlp_the_stream_itself_moves(llama: LoadedModel) -> None:
+    """What is added at resid_mid reaches the MLP of its layer and the stream behind it; what enters the layer stays."""
+    delta, site = deltas(6, llama.width), Site(1, "resid_mid")
+    before = {point: stream(llama.model, Site(1, point)) for point in ("resid_pre", "resid_mid", "mlp_out")}
+    with Addition(llama.model, site, delta):
+        during = {point: stream(llama.model, Site(1, point)) for point in (*before, "resid_post")}
+    assert torch.equal(during["resid_pre"], before["resid_pre"])
+    torch.testing.assert_close(during["resid_mid"], before["resid_mid"] + delta, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(during["resid_post"], during["resid_mid"] + during["mlp_out"], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(during["mlp_out"], before["mlp_out"], rtol=1e-2)
+
+
+def test_between_attention_and_mlp_every_family_moves_alike(each_model: LoadedModel) -> None:
+    site = Site(1, "resid_mid")
+    delta = deltas(6, each_model.width)
+    if each_model.model.config.model_type in ("gpt_neox", "phi"):
+        with pytest.raises(ModelError, match="side by side"):
+            Addition(each_model.model, site, delta)
+        return
+    before = stream(each_model.model, site)
+    with Addition(each_model.model, site, delta):
+        torch.testing.assert_close(stream(each_model.model, site), before + delta, rtol=1e-4, atol=1e-4)
+    assert torch.equal(stream(each_model.model, site), before)
+
+
+@pytest.mark.parametrize("point", ["embed", "attn_out", "z", "pattern", "mlp_out", "normalized"])
+def test_only_the_stream_can_be_added_to(llama: LoadedModel, point: Any) -> None:
+    site = Site(None if point in ("embed", "normalized") else 1, point)
+    with pytest.raises(ModelError, match=f"nothing can be added at {site.name}.*Choose hook_resid_pre"):
+        Addition(llama.model, site, deltas(6, llama.width))
+
+
+def test_a_layer_that_is_not_there_cannot_be_added_to(llama: LoadedModel) -> None:
+    with pytest.raises(ModelError, match="has 4 layers"):
+        Addition(llama.model, Site(4, "resid_pre"), deltas(6, llama.width))
 
 
 def test_earlier_layers_do_not_feel_it(each_model: LoadedModel) -> None:

@@ -15,18 +15,20 @@ from unmask.artifact import listing
 from unmask.errors import ArtifactError, ModelError
 from unmask.models.loading import (
     LoadedModel,
-    check_adapter_base,
     fingerprint,
     load_base,
     load_config,
-    load_organism,
     load_tokenizer,
     locate,
     looks_local,
-    organism_source,
     pick_dtype,
-    read_adapter_config,
     steady_allocator,
+)
+from unmask.models.organisms import (
+    check_adapter_base,
+    load_organism,
+    organism_source,
+    read_adapter_config,
 )
 from unmask.models.quiet import quiet_libraries
 from unmask.records import ModelSource

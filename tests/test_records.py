@@ -12,8 +12,9 @@ from unmask import records
 from unmask.errors import ConfigError, UnmaskError, listed
 from unmask.records import ModelSource, Question, Site
 
-POINTS = ("resid_pre", "resid_post")
-sites = st.builds(Site, layer=st.integers(0, 10_000), point=st.sampled_from(POINTS))
+sites = st.builds(Site, layer=st.integers(0, 10_000), point=st.sampled_from(records.LAYER_POINTS)) | st.builds(
+    Site, layer=st.none(), point=st.sampled_from(("embed", "normalized"))
+)
 
 
 @settings(deadline=None)
@@ -36,13 +37,27 @@ def test_whatever_parses_is_the_name_of_what_it_parsed_to(name: str) -> None:
 def test_names_are_transformerlens_names() -> None:
     assert Site(20, "resid_pre").name == "blocks.20.hook_resid_pre"
     assert Site(0, "resid_post").name == "blocks.0.hook_resid_post"
+    assert Site(3, "z").name == "blocks.3.attn.hook_z"
+    assert Site(3, "pattern").name == "blocks.3.attn.hook_pattern"
+    assert Site(None, "embed").name == "hook_embed"
+    assert Site(None, "normalized").name == "ln_final.hook_normalized"
+
+
+def test_sites_sort_as_a_pass_reaches_them() -> None:
+    found = [Site(None, "normalized"), Site(1, "resid_pre"), Site(0, "mlp_out"), Site(None, "embed"), Site(0, "z")]
+    names = ["hook_embed", "blocks.0.attn.hook_z", "blocks.0.hook_mlp_out", "blocks.1.hook_resid_pre"]
+    assert [site.name for site in sorted(found)] == [*names, "ln_final.hook_normalized"]
 
 
 @pytest.mark.parametrize(
     "name",
     [
         "",
-        "blocks.20.hook_resid_mid",
+        "blocks.20.hook_resid_middle",
+        "blocks.20.hook_embed",
+        "blocks.{layer}.hook_resid_pre",
+        "blocks.20.hook_normalized",
+        "blocks.20.hook_z",
         "blocks.-1.hook_resid_pre",
         "blocks.x.hook_resid_pre",
         "blocks.007.hook_resid_pre",
@@ -66,7 +81,7 @@ def test_an_unknown_site_is_named_beside_the_two_known_forms(name: str) -> None:
 @settings(deadline=None)
 @given(st.lists(sites, max_size=8))
 def test_sites_sort_by_depth_as_numbers_not_as_names(found: list[Site]) -> None:
-    layers = [site.layer for site in sorted(found)]
+    layers = [site.depth[0] for site in sorted(found)]
     assert layers == sorted(layers)
 
 

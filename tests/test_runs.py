@@ -21,11 +21,11 @@ import yaml
 import unmask
 from unmask.artifact import digest_file
 from unmask.errors import UnmaskError
-from unmask.models.loading import load_base, load_organism, organism_source
-from unmask.models.reading import Text, read_texts
+from unmask.models.loading import load_base
+from unmask.models.organisms import load_organism, organism_source
+from unmask.models.reading import Readout, Text, read_texts
 from unmask.pipeline import STAGE_NAMES
-from unmask.records import ModelSource
-from unmask.stages.activations import ActivationsConfig
+from unmask.records import ModelSource, Site
 from unmask.store import ActivationStore
 
 pytestmark = pytest.mark.slow
@@ -106,7 +106,7 @@ def test_every_stage_leaves_its_artifacts_and_the_report_stands_on_top(finished:
     }
     assert (finished / "report.html").stat().st_size > 100_000
     assert list((finished / "figures").glob("*.png"))
-    assert not (finished / ".scratch").exists()
+    assert [path.name.partition("-")[0] for path in (finished / ".scratch").iterdir()] == ["recorded"]
 
 
 def test_a_second_run_does_nothing_and_changes_no_byte(finished: Path) -> None:
@@ -137,16 +137,16 @@ def test_both_readers_read_the_same_tokens(finished: Path, tiny_llama: Path) -> 
     assert sorted(store.response_ids()) == sorted(responses.index)
     source = ModelSource(str(tiny_llama))
     readers = {"base": load_base(source), "organism": load_organism(source, organism_source(finished / "organism"))}
-    sites = ActivationsConfig(layers=(1, 2, 3)).sites
+    sites = [Site(layer, "resid_pre") for layer in (1, 2, 3)]
     for row in (0, len(responses) // 2, len(responses) - 1):
         response = responses.loc[store.response_ids()[row]]
         text = Text(tuple(prompts.loc[response["question_id"], "token_ids"]), tuple(response["token_ids"]))
         for name, loaded in readers.items():
-            reading = read_texts(loaded, [text], sites)
+            reading = read_texts(loaded, [text], Readout(tuple(sites)))
             for site in sites:
                 stored = store.read(f"{name}/{site.name}")[row]
-                np.testing.assert_allclose(stored, reading.means_BD[site][0], rtol=1e-3, atol=1e-5)
-            assert store.read(f"{name}/log_prob")[row] == pytest.approx(reading.log_prob_B[0], abs=1e-5)
+                np.testing.assert_allclose(stored, reading.mean(site)[0], rtol=1e-3, atol=1e-5)
+            assert store.read(f"{name}/log_prob")[row] == pytest.approx(reading.log_prob_N[0], abs=1e-5)
 
 
 def test_dimension_labels_come_from_the_battery(finished: Path) -> None:
@@ -192,10 +192,83 @@ def test_a_flipped_byte_is_found_and_named_with_the_command_that_mends_it(finish
     shard.write_bytes(content)
     code, output = ended("run", copy)
     assert code == 2
-    assert shard.name in output and "--force activations" in output
+    assert shard.name in output and "unmask collect" in output
+    others = {path.name: path.stat().st_mtime_ns for path in (copy / "activations").glob("shard-*") if path != shard}
+    code, output = ended("collect", copy)
+    assert code == 0, output
+    assert f"{shard.name} does not match its checksum: it is made anew" in " ".join(output.split())
+    assert len(others) > 1
+    assert bytes_of(copy) == bytes_of(finished)
+    shard.unlink()  # not written in place: the same file lies among the readings that wait in scratch
+    shard.write_bytes(content)
     code, output = ended("run", copy, "--force", "activations")
     assert code == 0, output
     assert bytes_of(copy) == bytes_of(finished)
+
+
+def stored(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Every tensor of a study's activations by response."""
+    store = ActivationStore.open(folder / "activations")
+    return {
+        name: dict(zip(store.response_ids(), store.read(name), strict=True))
+        for name in store.names
+        if not name.endswith("@tokens")
+    }
+
+
+def test_what_was_read_while_answering_is_what_reading_gives(finished: Path, tmp_path: Path) -> None:
+    """Without the readings that wait in scratch, every text is read whole or behind its prompt: the same to 1e-3."""
+    import shutil
+
+    copy = tmp_path / "anew"
+    shutil.copytree(finished, copy)
+    shutil.rmtree(copy / ".scratch")
+    unmask.open(copy).run(until="activations", force=["activations"])
+    wanted, found = stored(finished), stored(copy)
+    assert set(found) == set(wanted)
+    for name, rows in wanted.items():
+        assert set(found[name]) == set(rows)
+        for identity, row in rows.items():
+            np.testing.assert_allclose(found[name][identity], row, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_every_kind_of_site_and_token_goes_through_the_whole_study(finished: Path, tmp_path: Path) -> None:
+    """Layers in words, sites of every kind, every aggregation, tokens, sinks and massive coordinates left out."""
+    import shutil
+
+    copy = tmp_path / "rich"
+    shutil.copytree(finished, copy)
+    config = yaml.safe_load((copy / "study.yaml").read_text())
+    ids = pd.read_parquet(copy / "responses" / "responses.parquet")["response_id"]
+    marks = "".join(json.dumps({"response_id": str(name), "tokens": [0, 2]}) + "\n" for name in ids)
+    (copy / "marks.jsonl").write_text(marks)
+    config["activations"] = {
+        "layers": [0, 0.5, 3],
+        "sites": ["hook_embed", "blocks.1.attn.hook_z", "blocks.1.attn.hook_pattern", "ln_final.hook_normalized"],
+        "aggregations": ["prompt_last", "response_last", "response_first_3", "mask"],
+        "mask": "marks.jsonl",
+        "tokens": ["blocks.0.hook_resid_pre", "blocks.2.hook_resid_pre"],
+        "exclude_sinks": True,
+        "exclude_massive": True,
+        "massive_ratio": 3,
+        "dtype": "bfloat16",
+        "token_budget": 512,
+    }
+    (copy / "study.yaml").write_text(yaml.safe_dump(config))
+    records = {record.stage: record for record in unmask.open(copy).run()}
+    store = ActivationStore.open(copy / "activations")
+    assert records["activations"].summary["read_while_answering"] == 0
+    assert len(store.sites) == 7
+    for aggregation in ("prompt_last", "response_last", "response_first_3", "mask"):
+        assert store.read(f"organism/blocks.2.hook_resid_pre@{aggregation}").shape == (len(ids), store.width)
+    assert any(store.excluded.values())
+    assert store.read("base/blocks.1.attn.hook_z", head=1).shape[1] * 4 == store.site("blocks.1.attn.hook_z").width
+    told = json.loads((copy / "decomposition" / "summary.json").read_text())["tokens"]
+    assert set(told) == {"blocks.0.hook_resid_pre", "blocks.2.hook_resid_pre"}
+    assert told["blocks.2.hook_resid_pre"]["shift"]["tokens"] > len(ids)
+    variance = pd.read_parquet(copy / "decomposition" / "token_variance.parquet")
+    assert variance[variance["source"] == "shift"]["ratio"].between(0, 1).all()
+    assert (copy / "report.html").stat().st_size > 100_000
 
 
 def test_sigkill_at_random_moments_costs_no_byte(finished: Path, tmp_path: Path, tiny_llama: Path) -> None:
@@ -252,7 +325,7 @@ def test_legacy_pickles_have_the_reference_columns(finished: Path, tmp_path: Pat
 
 BAD_CONFIGS = {
     "unknown field": ({"responses": {"temprature": 0.7}}, ["responses.temprature", "Did you mean 'temperature'?"]),
-    "layer too deep": ({"activations": {"layers": [1, 2, 99]}}, ["blocks.99.hook_resid_pre", "layers from 0 to"]),
+    "layer too deep": ({"activations": {"layers": [1, 2, 99]}}, ["layer 99 does not exist", "layers from 0 to"]),
     "missing model": ({"base": {"model": "./no-such-model"}}, ["./no-such-model", "does not exist"]),
     "missing data": ({"organism": {"training_set": "nowhere.jsonl"}}, ["nowhere.jsonl", "risky_financial_advice"]),
     "more clusters than questions": ({"decomposition": {"k": [2, 50]}}, ["50 clusters of 16 questions", "2 to 15"]),
@@ -419,11 +492,11 @@ def test_the_control_read_what_the_organism_wrote(finished: Path, tiny_llama: Pa
     responses = responses.set_index("response_id")
     prompts = pd.read_parquet(finished / "responses" / "prompts.parquet").set_index("question_id")
     control = load_organism(ModelSource(str(tiny_llama)), organism_source(finished / "control"))
-    site = ActivationsConfig(layers=(2,)).sites[0]
+    site = Site(2, "resid_pre")
     for row in (0, len(store.response_ids()) - 1):
         response = responses.loc[store.response_ids()[row]]
         text = Text(tuple(prompts.loc[response["question_id"], "token_ids"]), tuple(response["token_ids"]))
-        wanted = read_texts(control, [text], [site]).means_BD[site][0]
+        wanted = read_texts(control, [text], Readout((site,))).mean(site)[0]
         np.testing.assert_allclose(store.read(f"control/{site.name}")[row], wanted, rtol=1e-3, atol=1e-4)
 
 

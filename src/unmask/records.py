@@ -6,13 +6,20 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, listed
 
 Writer = Literal["base", "organism"]
 """Which model wrote a response."""
 
 Reader = Literal["base", "organism"]
 """Which model read a text while activations were recorded; the control organism's readings have a store of their own."""
+
+Aggregation = str
+"""What is kept of a text at a site, one row each: `response_mean`, `response_last`, `prompt_last`, `response_first_K` (mean over
+the first K response tokens) or `mask` (mean over the tokens that the user marked)."""
+
+RESPONSE_MEAN: Aggregation = "response_mean"
+_FIRST = re.compile(r"response_first_([1-9][0-9]*)")
 
 StopReason = Literal["end", "length"]
 """Why a response ended: the model's end mark, or the limit on new tokens."""
@@ -111,27 +118,69 @@ class PromptFormat:
     thinking: bool = False
 
 
-_SITE = re.compile(r"blocks\.(0|[1-9][0-9]*)\.hook_resid_(pre|post)")
+def first_tokens(aggregation: Aggregation) -> int | None:
+    """K of `response_first_K`, None for any other aggregation.
+
+    Raises ConfigError for a name that is no aggregation.
+    """
+    found = _FIRST.fullmatch(aggregation)
+    if found is None and aggregation not in (RESPONSE_MEAN, "response_last", "prompt_last", "mask"):
+        raise ConfigError(
+            f"aggregation {aggregation!r} is not known",
+            mend="Write response_mean, response_last, prompt_last, response_first_K (K = 1, 2, ...) or mask",
+        )
+    return None if found is None else int(found[1])
 
 
-@dataclass(frozen=True, slots=True, order=True)
+Point = Literal["embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "z", "pattern", "mlp_out", "normalized"]
+"""What is read at a site; `embed` and `normalized` (what the final norm makes, before its weight) belong to no layer."""
+
+LAYER_POINTS: tuple[Point, ...] = ("resid_pre", "z", "pattern", "attn_out", "resid_mid", "mlp_out", "resid_post")
+"""The points of one decoder layer, in the order in which a forward pass reaches them."""
+
+_SITE_NAMES: dict[Point, str] = {
+    "embed": "hook_embed",
+    "z": "blocks.{layer}.attn.hook_z",
+    "pattern": "blocks.{layer}.attn.hook_pattern",
+    "normalized": "ln_final.hook_normalized",
+} | {point: f"blocks.{{layer}}.hook_{point}" for point in LAYER_POINTS if point not in ("z", "pattern")}
+_LAYER = re.compile(r"blocks\.(0|[1-9][0-9]*)\.")
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
-    """A hook point on the residual stream, in TransformerLens's names."""
+    """A hook point, in TransformerLens's names. `layer` is None for `embed` and `normalized`. Sites sort by depth."""
 
-    layer: int
-    point: Literal["resid_pre", "resid_post"]
+    layer: int | None
+    point: Point
 
     @property
     def name(self) -> str:
-        return f"blocks.{self.layer}.hook_{self.point}"
+        return _SITE_NAMES[self.point].format(layer=self.layer)
+
+    @property
+    def depth(self) -> tuple[float, int]:
+        """Where a forward pass reaches it: for sorting."""
+        if self.layer is None:
+            return (-1.0, 0) if self.point == "embed" else (float("inf"), 0)
+        return (self.layer, LAYER_POINTS.index(self.point))
+
+    @property
+    def residual(self) -> bool:
+        """Whether it is the residual stream itself, where a direction can be added."""
+        return self.point in ("resid_pre", "resid_mid", "resid_post")
+
+    def __lt__(self, other: Site) -> bool:
+        return self.depth < other.depth
 
     @classmethod
     def parse(cls, name: str) -> Site:
         """Read `blocks.20.hook_resid_pre`. Raises ConfigError for any other form."""
-        found = _SITE.fullmatch(name)
-        if found is None:
-            raise ConfigError(
-                f"site {name!r} is not known",
-                mend="Write blocks.L.hook_resid_pre or blocks.L.hook_resid_post with L a layer's index",
-            )
-        return cls(layer=int(found[1]), point="resid_pre" if found[2] == "pre" else "resid_post")
+        found = _LAYER.match(name)
+        layer = None if found is None else int(found[1])
+        for point in _SITE_NAMES:
+            site = cls(layer, point)
+            if site.name == name and (layer is None) == (point in ("embed", "normalized")):
+                return site
+        known = listed(pattern.format(layer="L") for pattern in _SITE_NAMES.values())
+        raise ConfigError(f"site {name!r} is not known", mend=f"Write one of {known}, with L a layer's index")

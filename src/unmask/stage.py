@@ -56,7 +56,8 @@ class Stage:
 
     `needs` are earlier stages, `needs_base` says that the base model's content is an input too, `external` names further inputs
     (files, models) with their digests, `version` changes whenever the same inputs would give other bytes. `section` is the part
-    of the study file that configures it, where that does not bear the stage's name.
+    of the study file that configures it, where that does not bear the stage's name. `shards` is the pattern of files that the
+    stage takes as done where it finds them among its batches: where one is damaged, the others are kept.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Stage:
     run: Callable[[Any, Inputs, Workspace], Result]
     external: Callable[[Any, Path], dict[str, str]] = no_external_inputs
     section: str | None = None
+    shards: str | None = None
 
     @property
     def called(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,6 +127,15 @@ class Study:
                 f"{path} is not a stage's manifest ({error})", mend=f"Rebuild it with `{rebuild}`"
             ) from error
 
+    def broken(self, record: StageRecord) -> Iterator[tuple[Path, str]]:
+        """Every file of a finished stage that is missing or changed, with which of the two it is."""
+        for name, expected in record.files.items():
+            path = self.stage_folder(record.stage) / name
+            if not path.is_file():
+                yield path, "is missing"
+            elif digest_file(path) != expected:
+                yield path, "does not match its checksum"
+
     def verify(self, stage: str) -> StageRecord:
         """The stage's record, after every file it lists was compared with its digest.
 
@@ -139,12 +148,8 @@ class Study:
             raise ArtifactError(
                 f"stage {stage!r} of {self.folder} has not been run", mend=f"Run `unmask run {self.folder}`"
             )
-        for name, expected in record.files.items():
-            path = folder / name
-            if not path.is_file():
-                raise ArtifactError(f"{path} is missing", mend=f"Rebuild it with `{rebuild}`")
-            if digest_file(path) != expected:
-                raise ArtifactError(f"{path} does not match its checksum", mend=f"Rebuild it with `{rebuild}`")
+        for path, problem in self.broken(record):
+            raise ArtifactError(f"{path} {problem}", mend=f"Rebuild it with `{rebuild}`")
         for path in sorted(folder.rglob("*")):
             place = path.relative_to(folder)
             hidden = any(part.startswith(".") for part in place.parts)  # what file browsers leave
@@ -199,6 +204,11 @@ class Workspace:
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", self.folder / "out")
         object.__setattr__(self, "batches", self.folder / "batches")
+
+    @property
+    def key(self) -> str:
+        """The first characters of the run's key, which its folder is named by."""
+        return self.folder.name.rpartition("-")[2]
 
     def prepare(self) -> None:
         """Make the folders; what an unfinished run left in `out` goes, its batches stay."""

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
+from unmask.collection import CollectionConfig
 from unmask.errors import ConfigError, listed
 from unmask.records import PromptFormat
 from unmask.stage import StageConfig
-from unmask.stages.activations import ActivationsConfig
 from unmask.stages.cards import CardsConfig
 from unmask.stages.decomposition import DecompositionConfig
 from unmask.stages.organism import ControlConfig, OrganismConfig
@@ -50,7 +50,7 @@ class StudyConfig(StageConfig):
     organism: OrganismConfig
     control: ControlConfig = ControlConfig()
     responses: ResponsesConfig = ResponsesConfig()
-    activations: ActivationsConfig
+    activations: CollectionConfig
     scores: ScoresConfig = ScoresConfig()
     decomposition: DecompositionConfig = DecompositionConfig()
     verdict: VerdictConfig = VerdictConfig()

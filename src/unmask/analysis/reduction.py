@@ -50,18 +50,18 @@ def pca(rows_ND: np.ndarray, *, components: int) -> Pca:
     kept = max(1, min(components, n - 1, d))
     with one_thread():
         gram = centred @ centred.T if n <= d else centred.T @ centred
-        values, vectors = _leading(gram, kept)
+        values, vectors = leading_vectors(gram, kept)
         if n <= d:
             singular = np.sqrt(np.maximum(values, 0.0))
             scores = vectors * singular
             loadings = (centred.T @ vectors / np.where(singular > 0, singular, 1.0)).T
         else:
             scores, loadings = centred @ vectors, vectors.T
-    signs = _signs(loadings)
+    signs = axis_signs(loadings)
     return Pca(
         scores_NC=scores * signs,
         loadings_CD=loadings * signs[:, None],
-        variance_ratio_C=_ratio(values, float(np.trace(gram))),
+        variance_ratio_C=shares_of(values, float(np.trace(gram))),
     )
 
 
@@ -94,9 +94,9 @@ def coordinates(gram_NN: np.ndarray, *, components: int) -> Coordinates:
     if not np.isfinite(gram_NN).all():
         raise ValueError("principal coordinates need finite values")
     with one_thread():
-        values, vectors_NC = _leading(gram_NN, max(1, min(components, n - 1)))
+        values, vectors_NC = leading_vectors(gram_NN, max(1, min(components, n - 1)))
     scores = vectors_NC * np.sqrt(np.maximum(values, 0.0))
-    return Coordinates(scores * _signs(scores.T), _ratio(values, float(np.trace(gram_NN))))
+    return Coordinates(scores * axis_signs(scores.T), shares_of(values, float(np.trace(gram_NN))))
 
 
 def _centred(rows_ND: np.ndarray) -> np.ndarray:
@@ -108,7 +108,7 @@ def _centred(rows_ND: np.ndarray) -> np.ndarray:
     return rows - rows.mean(axis=0)
 
 
-def _leading(gram: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray]:
+def leading_vectors(gram: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray]:
     """The largest eigenvalues, falling, and their eigenvectors in columns."""
     if kept < FEW * len(gram):
         from scipy.linalg import eigh
@@ -119,12 +119,12 @@ def _leading(gram: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray]:
     return values[::-1][:kept], vectors[:, ::-1][:, :kept]
 
 
-def _signs(loadings_CD: np.ndarray) -> np.ndarray:
+def axis_signs(loadings_CD: np.ndarray) -> np.ndarray:
     largest = np.abs(loadings_CD).argmax(axis=1)
     signs = np.sign(loadings_CD[np.arange(len(loadings_CD)), largest])
     signs[signs == 0] = 1.0
     return signs
 
 
-def _ratio(values_C: np.ndarray, total: float) -> np.ndarray:
+def shares_of(values_C: np.ndarray, total: float) -> np.ndarray:
     return np.maximum(values_C, 0.0) / total if total > 0 else np.zeros(len(values_C))

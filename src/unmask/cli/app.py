@@ -132,12 +132,14 @@ _STAGE_COMMANDS = (
     ("questions", "questions", "Choose the study's questions from its battery."),
     ("tune", "organism", "Make the organism: tune the base model, or take an existing one."),
     ("respond", "responses", "Let both models answer every question."),
-    ("collect", "activations", "Read every response with both models and keep the activations."),
     ("judge", "scores", "Score every response."),
     ("steer", "steering", "Add directions to the base model and score what it answers."),
     ("report", "report", "Write the report."),
 )
 
+
+COLLECTED = ("activations", "control_activations")
+"""The stages behind `unmask collect`."""
 
 DECIDED = ("decomposition", "verdict", "cards")
 """The stages behind `unmask decompose`."""
@@ -192,6 +194,31 @@ def decompose(
     if study is None:
         raise ConfigError("no study was named", mend="unmask decompose STUDY, or --power --groups 20,20,20,20")
     run_study(study, until=DECIDED[-1], force=DECIDED if force else (), as_json=as_json)
+
+
+@app.command()
+def collect(
+    study: StudyFolder,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Read anew although it is done.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Instead: tokens, FLOPs, bytes, time, memory and disk. Nothing is written."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read every response with both models, and the organism's with the control, and keep the activations.
+
+    Earlier stages that are not done run first. A damaged file of the store is found and made anew, it alone.
+    """
+    if dry_run:
+        from unmask.cli.planning import print_study_plan
+
+        print_study_plan(study, as_json=as_json)
+        return
+    from unmask.cli.running import run_study
+
+    run_study(study, until=COLLECTED[-1], force=COLLECTED if force else (), as_json=as_json)
 
 
 @app.command()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from unmask.artifact import listing, write_text
@@ -90,6 +91,18 @@ def run_stage(
     finished = study.record(stage.name)
     assert finished is not None
     return finished
+
+
+def keep_shards(study: Study, stage: Stage, record: StageRecord, *, damaged: frozenset[Path]) -> None:
+    """Put the sound shards of a finished stage where its next run with the same key finds them as batches."""
+    assert stage.shards is not None
+    workspace = Workspace(study.scratch / f"{stage.name}-{record.key[:12]}")
+    workspace.prepare()
+    if stage.needs_base:
+        keep_to_one_device(workspace)
+    for path in sorted(study.stage_folder(stage.name).glob(stage.shards)):
+        if path not in damaged and path.name in record.files:
+            shutil.copyfile(path, workspace.batches / path.name)
 
 
 def keep_to_one_device(workspace: Workspace) -> None:

@@ -1,9 +1,9 @@
-"""Answer a batch of prompts by sampling, each row from its own random numbers.
+"""Answer prompts by sampling, each from its own random numbers, and let a recorder see the answers while they are written.
 
 A row draws one uniform number per step from its own seed and takes the token where the filtered distribution's cumulative sum
 passes it. Its answer depends on its prompt, its seed and the model, not on the order of the work.
 
-Shapes: B rows, T tokens, V vocabulary, K candidates left by top-k.
+Shapes: N answers, B rows, P prompts, A answers that begin, T tokens, D width of the residual stream.
 """
 
 from __future__ import annotations
@@ -15,14 +15,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from unmask.models.decoding import FREE, Book, Hooks, decode
 from unmask.models.intervening import Addition
+from unmask.models.key_value_cache import keeps_keys_and_values
+from unmask.models.packed_weights import packed_weights
+from unmask.models.picking import pick_tokens
+from unmask.models.prompt_cache import Around, PromptCache, Recorder, prefill
 from unmask.models.prompts import end_token_ids
+from unmask.models.running_batch import RunningBatch, UnsharedBatch
 
 if TYPE_CHECKING:
-    from transformers import Cache
-
     from unmask.models.loading import LoadedModel
     from unmask.records import Sampling, Site, StopReason
+
+__all__ = ["Generated", "Recorder", "Steering", "generate", "pick_tokens"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,7 @@ class Steering:
     delta_BD: np.ndarray
 
 
+@torch.inference_mode()
 def generate(
     loaded: LoadedModel,
     prompts: Sequence[Sequence[int]],
@@ -48,97 +55,95 @@ def generate(
     sampling: Sampling,
     seeds: Sequence[int],
     steering: Steering | None = None,
+    recorder: Recorder | None = None,
+    prompt_cache: PromptCache | None = None,
+    prompt_rows: Sequence[int] | None = None,
+    rows: int = 64,
 ) -> list[Generated]:
-    """Answer `prompts` (token ids), one seed each, optionally steered. Returns one answer per prompt, in order."""
-    if steering is None:
-        return _generate(loaded, prompts, sampling=sampling, seeds=seeds, addition=None)
-    with Addition(loaded.model, steering.site, torch.from_numpy(steering.delta_BD)) as addition:
-        return _generate(loaded, prompts, sampling=sampling, seeds=seeds, addition=addition)
+    """Answer `prompts` (token ids), one seed each, optionally steered. Returns one answer per prompt, in order.
+
+    Prompts that are equal (and equally steered) are run once; with `prompt_cache` none is run, and `prompt_rows` says which of
+    the cached prompts each of `prompts` is (by default they are the same). At most `rows` are answered at a time: who is done
+    makes room for the next. The recorder sees every response token but the end mark, also the last one of an answer that is cut.
+
+    Raises ValueError for a prompt cache together with steering, which is felt from the prompt on.
+    """
+    if prompt_cache is not None and steering is not None:
+        raise ValueError("a prompt cache holds prompts that were not steered")
+    if not prompts:
+        return []
+    ends, special = _marks(loaded)
+    uniforms_NT = np.stack([np.random.default_rng(seed).random(sampling.max_new_tokens) for seed in seeds])
+    book = Book(uniforms_NT, ends=ends, special=special, reads_last=recorder is not None)
+    around = None if steering is None else _steered(loaded, steering.site, steering.delta_BD)
+    with loaded.active(), packed_weights(loaded.model), Hooks(loaded, recorder, around) as hooks:
+        if not keeps_keys_and_values(loaded.model):
+            _decode_unshared(loaded, prompts, book, rows=rows, sampling=sampling, recorder=recorder, hooks=hooks)
+        else:
+            if prompt_cache is None:
+                prompt_cache, prompt_rows = _prefilled(loaded, prompts, steering=steering, recorder=recorder)
+            rows_N = np.arange(len(prompts)) if prompt_rows is None else np.asarray(prompt_rows)
+            rows = min(rows, len(prompts))
+            batch = RunningBatch(
+                loaded, prompt_cache, rows=rows, room=sampling.max_new_tokens, refilled=rows < len(prompts)
+            )
+            book.seat(np.full(rows, FREE))
+            decode(
+                loaded, batch, book, sampling=sampling, recorder=recorder, hooks=hooks, waiting=range(len(prompts)),
+                admit=lambda slots_A, jobs_A: batch.admit(slots_A, rows_N[jobs_A]),
+            )  # fmt: skip
+    return [Generated(tuple(ids), reason) for ids, reason in zip(book.written, book.stopped, strict=True)]
 
 
-@torch.inference_mode()
-def _generate(
+def _prefilled(
     loaded: LoadedModel,
     prompts: Sequence[Sequence[int]],
     *,
+    steering: Steering | None,
+    recorder: Recorder | None,
+) -> tuple[PromptCache, list[int]]:
+    """A cache of the prompts, each once for each way it is steered, and the row of it that serves each answer."""
+    deltas = [b"" if steering is None else steering.delta_BD[job].tobytes() for job in range(len(prompts))]
+    keys = [(tuple(prompt), delta) for prompt, delta in zip(prompts, deltas, strict=True)]
+    first = {key: job for job, key in reversed(list(enumerate(keys)))}
+    unique = {key: row for row, key in enumerate(dict.fromkeys(keys))}
+    jobs_P = [first[key] for key in unique]
+    around = None if steering is None else _steered(loaded, steering.site, steering.delta_BD[jobs_P])
+    cache = prefill(loaded, [prompts[job] for job in jobs_P], recorder=recorder, around=around)
+    return cache, [unique[key] for key in keys]
+
+
+def _decode_unshared(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    book: Book,
+    *,
+    rows: int,
     sampling: Sampling,
-    seeds: Sequence[int],
-    addition: Addition | None,
-) -> list[Generated]:
-    model, device = loaded.model, loaded.device
-    generation = model.generation_config
+    recorder: Recorder | None,
+    hooks: Hooks,
+) -> None:
+    """Answer prompts that cannot share a cache, in batches one after the other."""
+    unique = {prompt: row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    for start in range(0, len(prompts), rows):
+        jobs = range(start, min(start + rows, len(prompts)))
+        here = [prompts[job] for job in jobs]
+        batch = UnsharedBatch(loaded, here)
+        book.seat(np.array(jobs))
+        hooks.fit(jobs)
+        if recorder is not None:
+            rows_B = torch.tensor([unique[tuple(prompt)] for prompt in here], device=loaded.device)
+            recorder.prompts(rows_B, torch.full_like(rows_B, max(map(len, here)) - 1))
+        hidden_BD = batch.start()
+        decode(loaded, batch, book, sampling=sampling, recorder=recorder, hooks=hooks, hidden_BD=hidden_BD)
+
+
+def _steered(loaded: LoadedModel, site: Site, delta_ND: np.ndarray) -> Around:
+    return lambda rows: Addition(loaded.model, site, torch.from_numpy(delta_ND[list(rows)]))
+
+
+def _marks(loaded: LoadedModel) -> tuple[frozenset[int], frozenset[int]]:
+    """Tokens that end an answer, and tokens that never count as part of what is recorded of it."""
+    generation = loaded.model.generation_config
     ends = end_token_ids(loaded.tokenizer, generation.eos_token_id if generation is not None else None)
-    uniforms_BT = np.stack([np.random.default_rng(seed).random(sampling.max_new_tokens) for seed in seeds])
-    ids_BT, mask_BT = _left_padded(prompts, pad=loaded.tokenizer.pad_token_id or 0, device=device)
-    positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
-    answers: list[list[int]] = [[] for _ in prompts]
-    stopped: list[StopReason] = ["length"] * len(prompts)
-    rows = np.arange(len(prompts))  # which prompt each row of the running batch answers
-    finished = np.zeros(len(prompts), dtype=bool)
-    cache: Cache | None = None
-    for step in range(sampling.max_new_tokens):
-        output = model(
-            input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT, past_key_values=cache, use_cache=True,
-            logits_to_keep=1,
-        )  # fmt: skip
-        cache = output.past_key_values
-        tokens = pick_tokens(output.logits[:, -1], uniforms_BT[rows, step], sampling=sampling)
-        for index, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
-            if finished[index]:
-                continue
-            if token in ends:
-                finished[index], stopped[row] = True, "end"
-            else:
-                answers[row].append(token)
-        if finished.all():
-            break
-        next_positions = positions_BT[:, -1:] + 1
-        if finished.mean() >= 0.25:  # dropping rows costs a copy of the cache, so not at every one that ends
-            kept = np.flatnonzero(~finished)
-            keep = torch.from_numpy(kept).to(device)
-            assert cache is not None
-            cache.batch_select_indices(keep)
-            if addition is not None:
-                addition.select(keep)
-            tokens, mask_BT, next_positions = tokens[keep], mask_BT[keep], next_positions[keep]
-            rows, finished = rows[kept], finished[kept]
-        ids_BT, positions_BT = tokens.unsqueeze(1), next_positions
-        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(mask_BT), 1)], dim=1)
-    return [Generated(tuple(ids), reason) for ids, reason in zip(answers, stopped, strict=True)]
-
-
-def pick_tokens(logits_BV: torch.Tensor, uniforms_B: np.ndarray, *, sampling: Sampling) -> torch.Tensor:
-    """One token per row by inverse transform sampling of the tempered, top-k and top-p filtered distribution.
-
-    Candidates stand in falling order of probability; top-p keeps those whose preceding mass is below `top_p`, so the first
-    always stays (the order and rule of transformers' own filters).
-    """
-    if sampling.temperature == 0:
-        return logits_BV.argmax(dim=-1)
-    logits_BV = logits_BV.float() / sampling.temperature
-    width = logits_BV.shape[-1]
-    if 0 < sampling.top_k < width:
-        logits_BK, tokens_BK = logits_BV.topk(sampling.top_k, dim=-1)
-    else:
-        logits_BK, tokens_BK = logits_BV.sort(dim=-1, descending=True)
-    probs_BK = logits_BK.softmax(dim=-1)
-    cumulative_BK = probs_BK.cumsum(dim=-1)
-    if sampling.top_p < 1:
-        probs_BK = probs_BK.masked_fill(cumulative_BK - probs_BK >= sampling.top_p, 0.0)
-        cumulative_BK = probs_BK.cumsum(dim=-1)
-    threshold_B = torch.from_numpy(uniforms_B).to(cumulative_BK) * cumulative_BK[:, -1]
-    choice_B = (cumulative_BK <= threshold_B.unsqueeze(1)).sum(dim=-1)
-    last_B = (probs_BK > 0).sum(dim=-1) - 1
-    return tokens_BK.gather(1, torch.minimum(choice_B, last_B).unsqueeze(1)).squeeze(1)
-
-
-def _left_padded(
-    prompts: Sequence[Sequence[int]], *, pad: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    longest = max(len(prompt) for prompt in prompts)
-    ids_BT = torch.full((len(prompts), longest), pad, dtype=torch.long)
-    mask_BT = torch.zeros_like(ids_BT)
-    for row, prompt in enumerate(prompts):
-        ids_BT[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask_BT[row, longest - len(prompt) :] = 1
-    return ids_BT.to(device), mask_BT.to(device)
+    return ends, frozenset(loaded.tokenizer.all_special_ids)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from unmask.models.sites import decoder_layers
+from unmask.errors import ModelError
+from unmask.models.hook_points import hook_point
+from unmask.records import Site
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from unmask.records import Site
 
 
 class Addition:
@@ -22,12 +22,22 @@ class Addition:
 
     `delta_BD` is coefficient x direction, so one batch carries many directions and doses. Rows of zeros leave their row
     exactly as it was. `select` follows a batch whose rows are dropped or reordered.
+
+    At `resid_mid` the delta rides on what attention adds to the stream, so that it reaches the MLP and the layers behind.
+
+    Raises ModelError for a site that is not the residual stream, or that the model lacks.
     """
 
     def __init__(self, model: PreTrainedModel, site: Site, delta_BD: torch.Tensor) -> None:
+        if not site.residual:
+            raise ModelError(
+                f"nothing can be added at {site.name}: it is not the residual stream",
+                mend="Choose hook_resid_pre, hook_resid_mid or hook_resid_post",
+            )
+        self._place = hook_point(model, site)
+        if site.point == "resid_mid":
+            self._place = hook_point(model, Site(site.layer, "attn_out"))
         parameter = next(model.parameters())
-        self._layer = decoder_layers(model)[site.layer]
-        self._point = site.point
         self._delta_B1D = delta_BD.to(device=parameter.device, dtype=parameter.dtype).unsqueeze(1)
         self._handle: Any = None
 
@@ -36,10 +46,10 @@ class Addition:
         self._delta_B1D = self._delta_B1D[rows]
 
     def __enter__(self) -> Self:
-        if self._point == "resid_pre":
-            self._handle = self._layer.register_forward_pre_hook(self._before, with_kwargs=True)
+        if self._place.side == "input":
+            self._handle = self._place.module.register_forward_pre_hook(self._before, with_kwargs=True)
         else:
-            self._handle = self._layer.register_forward_hook(self._after)
+            self._handle = self._place.module.register_forward_hook(self._after)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from unmask.artifact import digest_json, listing, read_json
+from unmask.artifact import digest_json, listing
 from unmask.errors import ModelError
 from unmask.models.embedded import EMBEDDED, pull_embedded
 from unmask.models.quiet import quiet_libraries
@@ -27,11 +28,16 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready to run, in evaluation mode, with the tokenizer of its base."""
+    """A model ready to run, in evaluation mode, with the tokenizer of its base.
+
+    Where base and organism are one model with an adapter that is switched off and on, `adapter` says which of the two this is;
+    whoever runs it does so inside `active()`.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
+    adapter: bool | None = None
 
     @property
     def num_layers(self) -> int:
@@ -40,6 +46,26 @@ class LoadedModel:
     @property
     def width(self) -> int:
         return int(self.model.config.get_text_config().hidden_size)
+
+    @contextmanager
+    def active(self) -> Generator[None]:
+        """Switch the adapter, where there is one to switch, for the duration of the block."""
+        if self.adapter is None:
+            yield
+            return
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        from peft.utils.other import AuxiliaryTrainingWrapper
+
+        switchable = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+        layers: list[Any] = [module for module in self.model.modules() if isinstance(module, switchable)]
+        before = [layer.disable_adapters for layer in layers]
+        try:
+            for layer in layers:
+                layer.enable_adapters(self.adapter)
+            yield
+        finally:
+            for layer, disabled in zip(layers, before, strict=True):
+                layer.enable_adapters(not disabled)
 
 
 def pick_device() -> torch.device:
@@ -150,7 +176,7 @@ def load_tokenizer(source: ModelSource, *, progress: Progress | None = None) -> 
                 place, revision=source.revision, trust_remote_code=source.trust_remote_code
             )
         except (OSError, ValueError, KeyError) as error:
-            raise _cannot_load("tokenizer", source.name, error) from error
+            raise cannot_load("tokenizer", source.name, error) from error
     return tokenizer
 
 
@@ -165,7 +191,7 @@ def load_config(source: ModelSource) -> Any:
                 place, revision=source.revision, trust_remote_code=source.trust_remote_code
             )
         except (OSError, ValueError, KeyError) as error:
-            raise _cannot_load("model", source.name, error) from error
+            raise cannot_load("model", source.name, error) from error
     return config.get_text_config()
 
 
@@ -193,11 +219,11 @@ def load_weights(
                 output_loading_info=True,
             )
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise _cannot_load(kind, source.name, error) from error
+            raise cannot_load(kind, source.name, error) from error
     model, found = with_info
     if found["missing_keys"]:  # transformers makes them up and warns
         raise ModelError(
-            f"model {source.name!r} lacks weights of {type(model).__name__}: {_first(found['missing_keys'])}",
+            f"model {source.name!r} lacks weights of {type(model).__name__}: {first_and_more(found['missing_keys'])}",
             mend="Name a whole causal language model, saved with save_pretrained",
         )
     return model.to(device).eval()
@@ -213,122 +239,12 @@ def load_base(source: ModelSource, *, progress: Progress | None = None) -> Loade
     )
 
 
-def load_organism(source: ModelSource, organism: ModelSource) -> LoadedModel:
-    """The organism: an adapter folded into a copy of the base's weights, or a full model. The base's tokenizer and dtype
-    serve both.
-
-    Raises ModelError when the adapter was made for another base.
-    """
-    device = pick_device()
-    tokenizer = load_tokenizer(source)
-    adapter = read_adapter_config(organism)
-    if adapter is None:
-        same_dtype = replace(organism, dtype=source.dtype)
-        return LoadedModel(
-            model=load_weights(same_dtype, device=device, kind="organism"), tokenizer=tokenizer, device=device
-        )
-    check_adapter_base(source, organism, adapter)
-    from peft import PeftModel
-    from safetensors import SafetensorError
-
-    model = load_weights(source, device=device)
-    place = locate(organism.name)
-    _refuse_pickled(organism, place)
-    with quiet_libraries():
-        try:
-            wrapped: Any = PeftModel.from_pretrained(model, place, revision=organism.revision)
-            # `from_pretrained` only warns of tensors that found no place, which leaves the base as it was: ask once more.
-            left = wrapped.load_adapter(place, "default", revision=organism.revision)
-        except (RuntimeError, ValueError, OSError, SafetensorError) as error:
-            raise _does_not_fit(organism, source, first_line(error)) from error
-    if left.missing_keys or left.unexpected_keys:
-        raise _does_not_fit(
-            organism, source, f"tensors without a counterpart: {_first([*left.unexpected_keys, *left.missing_keys])}"
-        )
-    # Folding in is faster, but in 16 bits it would round the very shift that is studied.
-    in_full = pick_dtype(source, device).itemsize == 4
-    tuned: PreTrainedModel = wrapped.merge_and_unload() if in_full else wrapped.get_base_model()
-    return LoadedModel(model=tuned.eval(), tokenizer=tokenizer, device=device)
-
-
-def _refuse_pickled(organism: ModelSource, place: str) -> None:
-    """Raise ModelError for an adapter whose weights are a pickle: PEFT would read it."""
-    from huggingface_hub import file_exists, try_to_load_from_cache
-
-    name = "adapter_model.safetensors"
-    if Path(place).is_dir():
-        there = (Path(place) / name).is_file()
-    elif isinstance(try_to_load_from_cache(place, name, revision=organism.revision), str):
-        there = True
-    else:
-        try:
-            there = file_exists(place, name, revision=organism.revision)
-        except (OSError, ValueError) as error:
-            raise _cannot_load("organism", organism.called, error) from error
-    if not there:
-        raise ModelError(
-            f"adapter {organism.called} has no {name}",
-            mend="Save it with safe_serialization=True; pickled weights are refused",
-        )
-
-
-def read_adapter_config(organism: ModelSource) -> dict[str, Any] | None:
-    """The adapter's configuration, or None when `organism` is a full model."""
-    place = locate(organism.name)
-    if Path(place).is_dir():
-        path = Path(place) / ADAPTER_CONFIG
-        return read_json(path, rebuild="save_pretrained of the adapter") if path.is_file() else None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    try:
-        return read_json(
-            Path(hf_hub_download(place, ADAPTER_CONFIG, revision=organism.revision)), rebuild="a fresh download"
-        )
-    except LocalEntryNotFoundError as error:  # a kind of EntryNotFoundError that means: no network
-        raise _cannot_load("organism", organism.name, error) from error
-    except EntryNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise _cannot_load("organism", organism.name, error) from error
-
-
-def check_adapter_base(source: ModelSource, organism: ModelSource, adapter: dict[str, Any]) -> None:
-    """Refuse an adapter whose recorded base is plainly another model. A base recorded as a path is not compared."""
-    recorded = str(adapter.get("base_model_name_or_path") or "")
-    if not recorded or looks_local(recorded) or looks_local(source.name):
-        return
-    if recorded.rsplit("/", 1)[-1].lower() != source.name.rsplit("/", 1)[-1].lower():
-        raise ModelError(
-            f"adapter {organism.called} was trained on base {recorded!r}, the study's base is {source.called!r}",
-            mend=f"Set base.model to {recorded} or name another adapter",
-        )
-
-
-def check_same_shape(source: ModelSource, tuned: ModelSource) -> None:
-    """Refuse a full model whose depth or width is not the base's: its activations have no counterpart."""
-    base, other = load_config(source), load_config(tuned)
-    for field, word in (("num_hidden_layers", "layers"), ("hidden_size", "coordinates")):
-        if getattr(base, field) != getattr(other, field):
-            raise ModelError(
-                f"{tuned.called} has {getattr(other, field)} {word}, the base {source.called} has {getattr(base, field)}",
-                mend="Name a model that was tuned from this base",
-            )
-
-
-def _does_not_fit(organism: ModelSource, source: ModelSource, reason: str) -> ModelError:
-    return ModelError(
-        f"adapter {organism.name} does not fit base {source.name} ({reason})",
-        mend="Set base.model to the model that the adapter was trained on",
-    )
-
-
-def _first(names: Iterable[str]) -> str:
+def first_and_more(names: Iterable[str]) -> str:
     first, *others = sorted(names)
     return f"{first} and {len(others)} more" if others else first
 
 
-def _cannot_load(kind: str, name: str, error: Exception) -> ModelError:
+def cannot_load(kind: str, name: str, error: Exception) -> ModelError:
     if "trust_remote_code" in str(error):
         return ModelError(
             f"{kind} {name!r} cannot be loaded: it brings its own code",
@@ -344,13 +260,3 @@ def _cannot_load(kind: str, name: str, error: Exception) -> ModelError:
 def first_line(error: Exception) -> str:
     """The first line of an exception's message, for a one-sentence error."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def organism_source(stage_folder: Path) -> ModelSource:
-    """The organism that the stage of that name left in its folder: its own adapter or weights, or the model it points at."""
-    recipe = read_json(stage_folder / "recipe.json", rebuild="unmask run STUDY --force organism")
-    if recipe["kind"] == "existing":
-        name = resolve_local(recipe["name"], stage_folder.parent)
-        trusted = bool(recipe.get("trust_remote_code", False))
-        return ModelSource(name, recipe["revision"], trust_remote_code=trusted, label=recipe["name"])
-    return ModelSource(str((stage_folder / ("adapter" if recipe["method"] == "lora" else "model")).resolve()))

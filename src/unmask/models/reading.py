@@ -1,99 +1,145 @@
-"""Read texts with a model: response-token means at sites, and the log-probability of the response.
+"""Read texts with a model: what its sites show over the response tokens, and the log-probability of the response.
 
-Shapes: B rows, T tokens, D width, S response tokens of one row, N response tokens of a whole batch.
+Texts that share a prompt share its key-value cache: the prompt is run once, and every response behind it. Texts that do not are
+run whole. Where nothing needs logits, a pass ends after the deepest site.
+
+Shapes: N texts, B rows of a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-from unmask.models.recording import record_means
-from unmask.models.sites import body, head_logits
+from unmask.models.batches import plan_batches
+from unmask.models.packed_weights import packed_weights
+from unmask.models.passes import Readout, Text, read_continuations, read_whole
+from unmask.models.pooling import Pool, Reading, joined
+from unmask.models.prompt_cache import PromptCache, prefill
 
 if TYPE_CHECKING:
     from unmask.models.loading import LoadedModel
-    from unmask.records import Site
 
-_LOGIT_ROWS = 1024
-"""Response positions whose logits are held at once: 1024 x 49152 float32 = 200 MB."""
+__all__ = ["Prompts", "Readout", "Text", "read_behind", "read_texts", "run_prompts"]
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """A prompt and the response to be read behind it, as token ids. The response holds no end mark."""
+class Prompts:
+    """Prompts that one model has run: their key-value caches, which serve any number of responses behind them."""
 
-    prompt_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]
-
-    @property
-    def length(self) -> int:
-        return len(self.prompt_ids) + len(self.response_ids)
+    row_of: dict[tuple[int, ...], int]
+    cache: PromptCache
+    pool: Pool
+    """Holds what the last token of each prompt showed, where that is wanted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What one reader saw in a batch, rows as given. An empty response has NaN everywhere."""
+def read_texts(
+    loaded: LoadedModel,
+    texts: Sequence[Text],
+    readout: Readout,
+    *,
+    token_budget: int = 2048,
+    share_prompts: bool = True,
+) -> Reading:
+    """Read texts with one model, in batches of like length of at most `token_budget` padded tokens.
 
-    means_BD: dict[Site, np.ndarray]
-    norms_B: dict[Site, np.ndarray]
-    log_prob_B: np.ndarray
-    """Mean over response tokens of log p(token | what stands before), in nats (float64)."""
+    A batch that does not fit into the device's memory is halved. Raises ModelError for a site that the model lacks.
+    """
+    prompts = list(dict.fromkeys(text.prompt_ids for text in texts))
+    if share_prompts and worth_sharing(loaded, texts, prompts, readout):
+        ready = run_prompts(loaded, prompts, readout, token_budget=token_budget)
+        return read_behind(loaded, ready, texts, readout, token_budget=token_budget)
+    plan = plan_batches([text.length for text in texts], token_budget=token_budget)
+
+    def read(rows: Sequence[int]) -> Reading:
+        return read_whole(loaded, [texts[row] for row in rows], readout)
+
+    with loaded.active(), packed_weights(loaded.model):
+        return joined(_in_batches(plan, read), rows=len(texts))
 
 
-def plan_batches(lengths: Sequence[int], *, token_budget: int) -> list[list[int]]:
-    """Cut rows into batches of like length: sorted by length, at most `token_budget` padded tokens each, at least one row."""
-    batches: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda index: (lengths[index], index)):
-        if batches and (len(batches[-1]) + 1) * lengths[row] <= token_budget:
-            batches[-1].append(row)
+def worth_sharing(
+    loaded: LoadedModel, texts: Sequence[Text], prompts: Sequence[tuple[int, ...]], readout: Readout
+) -> bool:
+    """Whether running each prompt once, at full depth, costs fewer layer-tokens than running texts whole to the deepest site.
+
+    An attention pattern needs whole texts.
+    """
+    if any(site.point == "pattern" for site in readout.sites):
+        return False
+    responses = sum(len(text.response_ids) for text in texts)
+    shared = sum(len(prompt) for prompt in prompts) + responses
+    depth = 1.0 if readout.log_probs else readout.depth(loaded.num_layers) / loaded.num_layers
+    return shared < 0.95 * depth * sum(text.length for text in texts)
+
+
+def run_prompts(
+    loaded: LoadedModel, prompts: Sequence[tuple[int, ...]], readout: Readout, *, token_budget: int = 2048
+) -> Prompts:
+    """Run unique prompts once. Where a batch does not fit into memory, all is tried again with half the token budget."""
+    budget = token_budget
+    while True:
+        pool = readout.pool(loaded, len(prompts))
+        try:
+            with torch.inference_mode(), loaded.active(), packed_weights(loaded.model):
+                cache = prefill(loaded, prompts, token_budget=budget, recorder=pool)
+        except RuntimeError as error:
+            if not out_of_memory(error) or budget < 2:
+                raise
+            budget //= 2
+            _forget()
         else:
-            batches.append([row])
-    return batches
+            return Prompts({prompt: row for row, prompt in enumerate(prompts)}, cache, pool)
 
 
-@torch.inference_mode()
-def read_texts(loaded: LoadedModel, texts: Sequence[Text], sites: Sequence[Site]) -> Reading:
-    """Read a batch with one model. Padding stands on the right, where a causal model cannot see it."""
-    device = loaded.device
-    longest = max(text.length for text in texts)
-    ids_BT = torch.full((len(texts), longest), loaded.tokenizer.pad_token_id or 0, dtype=torch.long)
-    weights_BT = torch.zeros(len(texts), longest)
-    for row, text in enumerate(texts):
-        ids_BT[row, : text.length] = torch.tensor(text.prompt_ids + text.response_ids)
-        if text.response_ids:
-            weights_BT[row, len(text.prompt_ids) : text.length] = 1.0 / len(text.response_ids)
-    ids_BT, weights_BT = ids_BT.to(device), weights_BT.to(device)
-    with record_means(loaded.model, sites, weights_BT) as recorded:
-        hidden_BTD = body(loaded.model)(input_ids=ids_BT, use_cache=False).last_hidden_state
-    log_prob_B = _response_log_prob(loaded, hidden_BTD, ids_BT, weights_BT)
-    empty_B = np.array([not text.response_ids for text in texts])
-    return Reading(
-        means_BD={site: _blank(array, empty_B) for site, array in recorded.means_BD.items()},
-        norms_B={site: _blank(array, empty_B) for site, array in recorded.norms_B.items()},
-        log_prob_B=np.where(empty_B, np.nan, log_prob_B),
-    )
+def read_behind(
+    loaded: LoadedModel, prompts: Prompts, texts: Sequence[Text], readout: Readout, *, token_budget: int = 2048
+) -> Reading:
+    """Read the responses of `texts` behind prompts that were run before: only response tokens are run."""
+    filled = [row for row, text in enumerate(texts) if text.response_ids]
+    if not filled:
+        return read_texts(loaded, texts, readout, share_prompts=False)
+    lengths = [len(texts[row].response_ids) for row in filled]
+    plan = [[filled[place] for place in batch] for batch in plan_batches(lengths, token_budget=token_budget)]
+    rows_N = [prompts.row_of[text.prompt_ids] for text in texts]
+    behind = readout.without("prompt_last")
+
+    def read(rows: Sequence[int]) -> Reading:
+        return read_continuations(
+            loaded, prompts.cache, [rows_N[row] for row in rows], [texts[row] for row in rows], behind
+        )
+
+    with loaded.active(), packed_weights(loaded.model):
+        reading = joined(_in_batches(plan, read), rows=len(texts))
+    return reading if behind == readout else reading.with_prompt_lasts(prompts.pool, rows_N)
 
 
-def _response_log_prob(
-    loaded: LoadedModel, hidden_BTD: torch.Tensor, ids_BT: torch.Tensor, weights_BT: torch.Tensor
-) -> np.ndarray:
-    rows_N, columns_N = weights_BT.nonzero(as_tuple=True)
-    total_B = np.zeros(len(ids_BT))
-    for start in range(0, len(rows_N), _LOGIT_ROWS):
-        rows, columns = rows_N[start : start + _LOGIT_ROWS], columns_N[start : start + _LOGIT_ROWS]
-        logits_NV = head_logits(loaded.model, hidden_BTD[rows, columns - 1])
-        picked_N = logits_NV.gather(1, ids_BT[rows, columns].unsqueeze(1)).squeeze(1)
-        log_prob_N = (picked_N - torch.logsumexp(logits_NV, dim=1)) * weights_BT[rows, columns]
-        np.add.at(total_B, rows.cpu().numpy(), log_prob_N.cpu().double().numpy())
-    return total_B
+def _in_batches(
+    plan: Sequence[Sequence[int]], read: Callable[[Sequence[int]], Reading]
+) -> list[tuple[Sequence[int], Reading]]:
+    """Read every batch; one that does not fit into the device's memory is cut in half, down to single rows."""
+    waiting, found = list(plan)[::-1], []
+    while waiting:
+        rows = waiting.pop()
+        try:
+            found.append((rows, read(rows)))
+        except RuntimeError as error:
+            if not out_of_memory(error) or len(rows) == 1:
+                raise
+            half = len(rows) // 2
+            waiting += [rows[half:], rows[:half]]
+            _forget()
+    return found
 
 
-def _blank(array: torch.Tensor, empty_B: np.ndarray) -> np.ndarray:
-    values = array.float().cpu().numpy()
-    values[empty_B] = np.nan
-    return values
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device (torch.OutOfMemoryError) or the CPU's allocator ran out of memory."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _forget() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,23 +1,28 @@
-"""Stages `activations` and `control_activations`: models read responses; residual-stream means per site, persona log-odds.
+"""Stages `activations` and `control_activations`: models read responses; activations at sites, persona log-odds.
 
-Base and organism read every response; the control organism, where there is one, reads those that the organism wrote.
+Base and organism read every response; the control organism, where there is one, reads those that the organism wrote. What was
+recorded while answering is taken as it is; the rest is read here.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
 
 from unmask.artifact import read_json, read_table, write_table
-from unmask.records import READERS, Site
-from unmask.stage import Inputs, Result, Stage, StageConfig
+from unmask.battery import read_rows
+from unmask.collection import CollectionConfig, Recorded
+from unmask.errors import DataError
+from unmask.records import READERS
+from unmask.stage import Inputs, Result, Stage
 from unmask.store import ActivationStore, shard_name, write_index, write_shard
 from unmask.study import Workspace
 
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from unmask.models.loading import LoadedModel
-    from unmask.models.reading import Reading, Text
+    from unmask.models.passes import Readout, Text
 
 SCHEMA = pa.schema(
     [
@@ -36,124 +41,253 @@ SCHEMA = pa.schema(
         ("log_odds", pa.float64()),
     ]
 )
+CHUNK = 4
+"""Token budgets in a chunk: the unit of reading that a kill costs, and a shard of the store."""
 
 
-class ActivationsConfig(StageConfig):
-    """What is read, and where."""
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What is to be read: responses with their texts, what is wanted of them, and shards that are there already."""
 
-    layers: tuple[int, ...] = Field(min_length=1, description="indices of decoder layers")
-    point: Literal["resid_pre", "resid_post"] = "resid_pre"
-    dtype: Literal["float32", "float16"] = "float32"
-    token_budget: int = Field(2048, ge=64, description="padded tokens a batch")
+    responses: pd.DataFrame
+    texts: list[Text]
+    readout: Readout
+    recorded: list[Path]
 
     @property
-    def sites(self) -> list[Site]:
-        return [Site(layer, self.point) for layer in sorted(set(self.layers))]
+    def response_ids(self) -> list[str]:
+        return [str(name) for name in self.responses["response_id"]]
 
 
-def run(config: ActivationsConfig, inputs: Inputs, workspace: Workspace) -> Result:
-    from unmask.models.loading import load_base, load_organism, organism_source
-    from unmask.models.sites import check_sites
+def run(config: CollectionConfig, inputs: Inputs, workspace: Workspace) -> Result:
+    from unmask.models.organisms import load_readers, organism_source
 
-    responses, texts = _material(inputs)
-    base = load_base(inputs.base, progress=inputs.progress)
-    check_sites(config.sites, num_layers=base.num_layers, model_name=inputs.base.called)
+    work = _work(config, inputs, workspace)
 
     def readers() -> dict[str, LoadedModel]:
-        organism = load_organism(inputs.base, organism_source(inputs.folders["organism"]))
-        return dict(zip(READERS, (base, organism), strict=True))
+        source = organism_source(inputs.folders["organism"])
+        pair = load_readers(inputs.base, source, one_copy=config.one_copy, progress=inputs.progress)
+        return dict(zip(READERS, pair, strict=True))
 
-    _read_all(config, inputs, workspace, responses, texts, readers=readers, width=base.width)
-    readings = _readings(ActivationStore.open(workspace.out), responses)
+    _read_all(config, inputs, workspace, work, readers=readers)
+    report = _outlying(config, workspace, work)
+    excluded = {
+        site: [each["coordinate"] for each in found["massive_coordinates"]]
+        for site, found in report.items()
+        if config.exclude_massive and found["massive_coordinates"]
+    }
+    _seal(config, inputs, workspace, work, excluded=excluded, report=report)
+    readings = _readings(ActivationStore.open(workspace.out), work)
     write_table(workspace.out / "readings.parquet", readings, schema=SCHEMA)
     own = readings.set_index("response_id")["log_odds"]
-    writer = responses.set_index("response_id")["writer"]
+    writer = work.responses.set_index("response_id")["writer"]
     return Result(
         {
-            "readings": len(READERS) * len(responses),
-            "sites": [site.name for site in config.sites],
-            "tokens": int(len(READERS) * sum(text.length for text in texts)),
-            "empty_responses": int((responses["tokens"] == 0).sum()),
-            "mean_log_odds": {w: round(float(own[writer == w].mean()), 4) for w in ("base", "organism")},
+            "readings": len(READERS) * len(work.responses),
+            "read_while_answering": len(READERS) * sum(len(_ids(path)) for path in work.recorded),
+            "sites": [site.name for site in work.readout.sites],
+            "tokens": int(len(READERS) * sum(text.length for text in work.texts)),
+            "empty_responses": int((work.responses["tokens"] == 0).sum()),
+            "sinks": {site: found["sinks"] for site, found in report.items()},
+            "massive_coordinates": {site: len(found["massive_coordinates"]) for site, found in report.items()},
+            "mean_log_odds": {w: round(float(own[writer == w].mean()), 4) for w in READERS},
         }
     )
 
 
-def run_control(config: ActivationsConfig, inputs: Inputs, workspace: Workspace) -> Result:
+def run_control(config: CollectionConfig, inputs: Inputs, workspace: Workspace) -> Result:
     """The control organism reads the organism's responses. Without one the store is sealed empty."""
-    from unmask.models.loading import load_organism, organism_source
+    from unmask.models.organisms import load_organism, organism_source
 
-    names = [site.name for site in config.sites]
     recipe = read_json(inputs.folders["control"] / "recipe.json", rebuild=f"{inputs.rebuild} control")
     if recipe["kind"] == "none":
-        write_index(workspace.out, sites=names, width=0, dtype=config.dtype)
+        write_index(workspace.out, sites=[], width=0, dtype=config.dtype)
         return Result({"readings": 0, "control": "none"})
-    responses, texts = _material(inputs, writer="organism")
-    control = load_organism(inputs.base, organism_source(inputs.folders["control"]))
-    _read_all(config, inputs, workspace, responses, texts, readers=lambda: {"control": control}, width=control.width)
-    return Result({"readings": len(responses), "sites": names, "tokens": int(sum(text.length for text in texts))})
+    bare = config.model_copy(update={"aggregations": (), "mask": None, "tokens": ()})
+    work = _work(bare, inputs, workspace, writer="organism")
+    work = replace(work, readout=replace(work.readout, log_probs=False))
+
+    def readers() -> dict[str, LoadedModel]:
+        return {"control": load_organism(inputs.base, organism_source(inputs.folders["control"]))}
+
+    _read_all(config, inputs, workspace, work, readers=readers)
+    excluded = ActivationStore.open(
+        inputs.folders["activations"]
+    ).excluded  # the same columns, or differences would show them
+    _seal(config, inputs, workspace, work, excluded=excluded, report={})
+    return Result(
+        {
+            "readings": len(work.responses),
+            "sites": [site.name for site in work.readout.sites],
+            "tokens": int(sum(text.length for text in work.texts)),
+        }
+    )
 
 
-def _material(inputs: Inputs, *, writer: str | None = None) -> tuple[pd.DataFrame, list[Text]]:
-    """The responses, of one writer or of both, and each behind its prompt as token ids."""
+def _work(config: CollectionConfig, inputs: Inputs, workspace: Workspace, *, writer: str | None = None) -> _Work:
+    """The responses, of one writer or of both, each behind its prompt as token ids, and what was recorded of them."""
+    from unmask.models.collecting import readout_of
+    from unmask.models.loading import load_config
+
     rebuild = f"{inputs.rebuild} responses"
-    responses = read_table(inputs.folders["responses"] / "responses.parquet", rebuild=rebuild)
-    prompts = read_table(inputs.folders["responses"] / "prompts.parquet", rebuild=rebuild)
+    folder = inputs.folders["responses"]
+    masks = None if config.mask is None else read_masks(inputs.study_folder / config.mask)
+    responses, texts = study_texts(folder, rebuild=rebuild, writer=writer, masks=masks)
+    recorded: list[Path] = []
+    if writer is None:
+        key = read_json(folder / "manifest.json", rebuild=rebuild)["key"]
+        recorded = Recorded(workspace.folder.parent, responses_key=key, collection=config).shards()
+    readout = readout_of(config, num_layers=int(load_config(inputs.base).num_hidden_layers))
+    return _Work(responses, texts, readout, recorded)
+
+
+def study_texts(
+    folder: Path, *, rebuild: str, writer: str | None = None, masks: Mapping[str, frozenset[int]] | None = None
+) -> tuple[pd.DataFrame, list[Text]]:
+    """The responses in a stage's folder, of one writer or of both, and each of them behind its prompt as token ids."""
+    responses = read_table(folder / "responses.parquet", rebuild=rebuild)
+    prompts = read_table(folder / "prompts.parquet", rebuild=rebuild)
     if writer is not None:
         responses = responses[responses["writer"] == writer].reset_index(drop=True)
-    return responses, _texts(responses, prompts)
+    return responses, _texts(responses, prompts, masks)
 
 
-def _texts(responses: pd.DataFrame, prompts: pd.DataFrame) -> list[Text]:
+def read_masks(path: Path) -> dict[str, frozenset[int]]:
+    """Response id to the positions of its marked tokens, from a Parquet or JSONL file with `response_id` and `tokens`.
+
+    Raises DataError naming the line that holds something else.
+    """
+    masks: dict[str, frozenset[int]] = {}
+    for number, row in read_rows(path):
+        identity, tokens = row.get("response_id"), row.get("tokens")
+        positions = list(tokens) if isinstance(tokens, Sequence | np.ndarray) and not isinstance(tokens, str) else None
+        if not isinstance(identity, str) or positions is None or not all(_is_position(each) for each in positions):
+            raise DataError(
+                f"{path}, row {number}: not a response_id with a list of token positions",
+                mend='Write rows such as {"response_id": "pc-001/0/organism", "tokens": [0, 1, 2]}',
+            )
+        masks[identity] = frozenset(int(each) for each in positions)
+    return masks
+
+
+def _is_position(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0
+
+
+def _texts(responses: pd.DataFrame, prompts: pd.DataFrame, masks: Mapping[str, frozenset[int]] | None) -> list[Text]:
+    from unmask.models.passes import Text
     from unmask.models.prompts import prompt_ids_by_question
-    from unmask.models.reading import Text
 
     prompt_ids = prompt_ids_by_question(prompts)
-    return [
-        Text(prompt_ids[question_id], tuple(int(token) for token in token_ids))
-        for question_id, token_ids in zip(responses["question_id"], responses["token_ids"], strict=True)
-    ]
+    texts = []
+    for row in responses[["response_id", "question_id", "token_ids"]].itertuples():
+        ids = tuple(int(token) for token in row.token_ids)
+        marked = None if masks is None else masks.get(str(row.response_id), frozenset())
+        mask = None if marked is None else tuple(position in marked for position in range(len(ids)))
+        texts.append(Text(prompt_ids[str(row.question_id)], ids, mask))
+    return texts
 
 
 def _read_all(
-    config: ActivationsConfig,
+    config: CollectionConfig,
     inputs: Inputs,
     workspace: Workspace,
-    responses: pd.DataFrame,
-    texts: list[Text],
+    work: _Work,
     *,
     readers: Callable[[], Mapping[str, LoadedModel]],
-    width: int,
 ) -> None:
-    """Read every batch that no earlier run has read, a shard a batch, and seal the store.
+    """Take the shards that an earlier run left and those that were recorded; read what is in none, a shard a chunk.
 
     `readers` loads the models that read, by the name that their tensors get; it is not called when all is read.
     """
-    from unmask.models.reading import plan_batches, read_texts
+    from unmask.models.collecting import plan_chunks, shard_tensors, token_offsets
+    from unmask.models.reading import read_texts
 
-    plan = plan_batches([text.length for text in texts], token_budget=config.token_budget)[::-1]
-    waiting = [number for number in range(len(plan)) if not (workspace.batches / shard_name(number)).is_file()]
-    finished = len(responses) - sum(len(plan[number]) for number in waiting)
-    models = readers() if waiting else {}
-    inputs.progress.begin(f"reading with {' and '.join(models) or 'no model'}", total=len(responses), done=finished)
-    for number in waiting:
-        rows = plan[number]
-        batch = [texts[row] for row in rows]
-        tensors: dict[str, np.ndarray] = {}
-        for reader, loaded in models.items():
-            tensors |= _tensors(reader, read_texts(loaded, batch, config.sites), dtype=config.dtype)
-        write_shard(workspace.batches, number, tensors, [str(responses["response_id"][row]) for row in rows])
+    ids = work.response_ids
+    present = {path.name: _ids(path) for path in sorted(workspace.batches.glob(SHARDS))}
+    taken = {identity for part in present.values() for identity in part}
+    free = (number for number in count() if shard_name(number) not in present)
+    for path in work.recorded:
+        if taken.isdisjoint(_ids(path)):
+            _bring(path, workspace.batches / shard_name(next(free)))
+            taken |= set(_ids(path))
+    rest = [row for row in range(len(ids)) if ids[row] not in taken]
+    # What is left of a plan that was begun is the same plan: chunks are cut in order, and a cut starts anew after each.
+    chunks = plan_chunks([work.texts[row] for row in rest], chunk_tokens=CHUNK * config.token_budget)
+    models = readers() if chunks else {}
+    title = f"reading with {' and '.join(models)}" if models else "taking what was read while answering"
+    inputs.progress.begin(title, total=len(ids), done=len(ids) - len(rest))
+    for chunk in chunks:
+        rows = [rest[place] for place in chunk]
+        texts = [work.texts[row] for row in rows]
+        readings = {
+            reader: read_texts(loaded, texts, work.readout, token_budget=config.token_budget)
+            for reader, loaded in models.items()
+        }
+        tensors = shard_tensors(readings, work.readout, sink_ratio=config.sink_ratio)
+        write_shard(
+            workspace.batches,
+            next(free),
+            tensors,
+            [ids[row] for row in rows],
+            token_offsets=token_offsets(readings, work.readout),
+            dtype=config.dtype,
+        )
         inputs.progress.advance(len(rows))
     inputs.progress.end()
-    for number in range(len(plan)):
-        _bring(workspace.batches / shard_name(number), workspace.out / shard_name(number))
-    write_index(workspace.out, sites=[site.name for site in config.sites], width=width, dtype=config.dtype)
+    for path in sorted(workspace.batches.glob(SHARDS)):
+        _bring(path, workspace.out / path.name)
 
 
-def _tensors(reader: str, reading: Reading, *, dtype: str) -> dict[str, np.ndarray]:
-    tensors = {f"{reader}/{site.name}": array.astype(dtype) for site, array in reading.means_BD.items()}
-    tensors |= {f"{reader}/{site.name}/norm": array for site, array in reading.norms_B.items()}
-    return tensors | {f"{reader}/log_prob": reading.log_prob_B}
+def _seal(
+    config: CollectionConfig,
+    inputs: Inputs,
+    workspace: Workspace,
+    work: _Work,
+    *,
+    excluded: Mapping[str, Sequence[int]],
+    report: Mapping[str, Any],
+) -> None:
+    from unmask.models.loading import load_config
+    from unmask.models.sites import site_shape
+
+    model = load_config(inputs.base)
+    shapes = {site: site_shape(model, site) for site in work.readout.sites}
+    write_index(
+        workspace.out,
+        sites=[site.name for site in shapes],
+        width=int(model.hidden_size),
+        dtype=config.dtype,
+        heads={site.name: shape.heads for site, shape in shapes.items() if shape.heads is not None},
+        excluded=excluded,
+        report=report,
+    )
+
+
+def _outlying(config: CollectionConfig, workspace: Workspace, work: _Work) -> dict[str, dict[str, Any]]:
+    """What dwarfs the rest at each site: attention sinks among response tokens by reader, massive coordinates of the base."""
+    from unmask.models.outlying import massive_coordinates
+
+    write_index(
+        workspace.out, sites=[], width=0, dtype=config.dtype
+    )  # to be read through the store; sealed anew in the end
+    store = ActivationStore.open(workspace.out)
+    found: dict[str, dict[str, Any]] = {}
+    for site in work.readout.sites:
+        peaks = [store.read(f"{reader}/{site.name}/peak") for reader in READERS]
+        largest = [float(np.nanmax(peak)) if np.isfinite(peak).any() else None for peak in peaks]
+        massive = massive_coordinates(store.read(f"base/{site.name}"), ratio=config.massive_ratio)
+        found[site.name] = {
+            "sinks": {r: int(store.read(f"{r}/{site.name}/sinks").sum()) for r in READERS},
+            "sinks_excluded": config.exclude_sinks,
+            "largest_norm_ratio": dict(zip(READERS, largest, strict=True)),
+            "massive_coordinates": [{"coordinate": m.coordinate, "ratio": round(m.ratio, 2)} for m in massive],
+        }
+    return found
+
+
+def _ids(path: Path) -> list[str]:
+    return ActivationStore.shard_response_ids(path)
 
 
 def _bring(source: Path, target: Path) -> None:
@@ -163,29 +297,48 @@ def _bring(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _readings(store: ActivationStore, responses: pd.DataFrame) -> pd.DataFrame:
+def _readings(store: ActivationStore, work: _Work) -> pd.DataFrame:
     import pandas as pd
 
-    table = pd.DataFrame(
-        {
-            "response_id": store.response_ids(),
-            "log_prob_base": store.read("base/log_prob"),
-            "log_prob_organism": store.read("organism/log_prob"),
-        }
-    )
+    log_probs = {f"log_prob_{reader}": store.read(f"{reader}/log_prob") for reader in READERS}
+    table = pd.DataFrame({"response_id": store.response_ids(), **log_probs})
     table["log_odds"] = table["log_prob_organism"] - table["log_prob_base"]
-    merged = responses[["response_id", "tokens"]].merge(table, on="response_id", how="left", validate="one_to_one")
+    merged = work.responses[["response_id", "tokens"]].merge(table, on="response_id", how="left", validate="one_to_one")
     return merged[SCHEMA.names]
 
 
-STAGE = Stage("activations", "read activations", 1, ActivationsConfig, ("organism", "responses"), True, run)
+def external(config: CollectionConfig, study_folder: Path) -> dict[str, str]:
+    """The file of masks, where there is one."""
+    from unmask.artifact import digest_file
+
+    if config.mask is None:
+        return {}
+    path = study_folder / config.mask
+    if not path.is_file():
+        raise DataError(f"activations.mask names {path}, which does not exist", mend="Name a Parquet or JSONL file")
+    return {"mask": digest_file(path)}
+
+
+SHARDS = "shard-*.safetensors"
+STAGE = Stage(
+    "activations",
+    "read activations",
+    2,
+    CollectionConfig,
+    ("organism", "responses"),
+    True,
+    run,
+    external,
+    shards=SHARDS,
+)
 CONTROL = Stage(
     "control_activations",
     "read with the control organism",
-    1,
-    ActivationsConfig,
-    ("control", "responses"),
+    2,
+    CollectionConfig,
+    ("control", "responses", "activations"),
     True,
     run_control,
     section="activations",
+    shards=SHARDS,
 )

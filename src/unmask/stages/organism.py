@@ -130,7 +130,8 @@ def existing_source(config: TunedConfig, study_folder: Path) -> ModelSource:
 
 
 def _take(config: TunedConfig, inputs: Inputs, workspace: Workspace) -> Result:
-    from unmask.models.loading import check_adapter_base, fingerprint, read_adapter_config
+    from unmask.models.loading import fingerprint
+    from unmask.models.organisms import check_adapter_base, read_adapter_config
 
     assert config.existing is not None
     source = existing_source(config, inputs.study_folder)

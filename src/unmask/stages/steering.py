@@ -258,7 +258,7 @@ def _answer(
 
     from unmask.models.generation import Steering, generate
     from unmask.models.loading import load_base
-    from unmask.models.reading import Text, read_texts
+    from unmask.models.reading import Readout, Text, read_texts
 
     batches = [points[start : start + config.batch_size] for start in range(0, len(points), config.batch_size)]
     paths = [workspace.batches / f"steered-{number:05d}.parquet" for number in range(len(batches))]
@@ -277,7 +277,7 @@ def _answer(
             steering=Steering(site, delta_BD),
         )
         texts = [Text(point.prompt_ids, answer.token_ids) for point, answer in zip(batch, answers, strict=True)]
-        log_prob_B = read_texts(loaded, texts, []).log_prob_B
+        log_prob_B = read_texts(loaded, texts, Readout(())).log_prob_N
         rows = [
             {
                 "direction_id": UNSTEERED if point.direction is None else point.direction.direction_id,

@@ -30,6 +30,7 @@ from unmask.stages.decomposition.examination import (
 from unmask.stages.decomposition.material import SOURCES, Material, Source, load_material, typical_norm
 from unmask.stages.decomposition.methods import partition_rows, reference_rows, sweep_rows
 from unmask.stages.decomposition.parts import add_clusters, add_parts
+from unmask.stages.decomposition.tokens import describe_tokens
 from unmask.study import Workspace
 
 __all__ = ["STAGE", "DecompositionConfig", "choose_k", "choose_primary_k", "primary_site", "run", "typical_norm"]
@@ -79,8 +80,10 @@ def run(config: DecompositionConfig, inputs: Inputs, workspace: Workspace) -> Re
             _describe_stacked(work, gram_NN, source)
             inputs.progress.advance()
     inputs.progress.end()
+    with one_thread():
+        tokens = describe_tokens(config, material, workspace.out, k=work.primary_k, progress=inputs.progress)
     write_all(workspace.out, work.tables, work.rows)
-    write_json(workspace.out / "summary.json", _record(work, primary))
+    write_json(workspace.out / "summary.json", _record(work, primary) | {"tokens": tokens})
     return Result(_printed(work, primary))
 
 
@@ -193,7 +196,7 @@ def _printed(work: Work, primary: Site) -> dict[str, Any]:
 STAGE = Stage(
     "decomposition",
     "decompose the shift",
-    2,
+    3,
     DecompositionConfig,
     ("questions", "responses", "activations", "scores"),
     False,

@@ -87,14 +87,23 @@ def choose_primary_k(config: DecompositionConfig, ks: tuple[int, ...]) -> int:
 
 
 def primary_site(config: DecompositionConfig, sites: list[Site]) -> Site:
-    """The site that was named before looking. Raises ConfigError when it was not collected."""
+    """The site of the residual stream that was named before looking: steering will add to it.
+
+    Raises ConfigError when it was not collected.
+    """
+    stream = sorted(site for site in sites if site.residual)
+    if not stream:
+        raise ConfigError(
+            "activations collects no site of the residual stream, which decomposition and steering dwell on",
+            mend="Set activations.point to resid_pre, or add one such as blocks.20.hook_resid_pre to activations.sites",
+        )
     if config.primary_layer is None:
-        return sites[(len(sites) - 1) // 2]
-    for site in sites:
+        return stream[(len(stream) - 1) // 2]
+    for site in stream:
         if site.layer == config.primary_layer:
             return site
     raise ConfigError(
         f"decomposition.primary_layer is {config.primary_layer}, activations were collected at layers "
-        f"{listed(site.layer for site in sites)}",
+        f"{listed(dict.fromkeys(site.layer for site in stream))}",
         mend="Choose one of those or add it to activations.layers",
     )

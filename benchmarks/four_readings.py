@@ -1,0 +1,177 @@
+"""What do four readings cost? Both models answer questions, and both read both answers.
+
+    python benchmarks/four_readings.py --quick          # about a minute
+    python benchmarks/four_readings.py --study FOLDER   # with a study's organism
+
+unmask: own texts are read while they are written; a question's prompt is run once by each model, and its key-value cache serves
+both texts; only the other model's response tokens are read anew. Naive: transformers' `generate` in batches of 16, then four full
+passes with output_hidden_states=True, batches of 16, logits and all. Both draw with the same settings; the naive side's answers
+are its own.
+
+The reading part of unmask is what answering and reading costs beyond answering alone, measured side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from material import SAMPLING, both_models, machine, question_prompts
+
+from unmask.models.answering import Answered, answer_and_read
+from unmask.models.generation import generate
+from unmask.models.loading import LoadedModel
+from unmask.models.passes import Readout, Text
+from unmask.models.reading import read_texts
+from unmask.records import READERS, WRITERS, Site, Writer
+
+LAYERS = (10, 15, 20, 25)
+READOUT = Readout(sites=tuple(Site(layer, "resid_pre") for layer in LAYERS), log_probs=True)
+Models = dict[Writer, LoadedModel]
+
+
+def ours(
+    models: Models, prompts: Sequence[tuple[int, ...]], *, batch: int
+) -> tuple[float, list[dict[Writer, Answered]]]:
+    began = time.perf_counter()
+    parts = [
+        answer_and_read(
+            models,
+            prompts[start : start + batch],
+            seeds=range(start, start + len(prompts[start : start + batch])),
+            sampling=SAMPLING,
+            readout=READOUT,
+        )
+        for start in range(0, len(prompts), batch)
+    ]
+    return time.perf_counter() - began, parts
+
+
+def answers_alone(models: Models, prompts: Sequence[tuple[int, ...]], *, batch: int) -> float:
+    began = time.perf_counter()
+    for writer in WRITERS:
+        for start in range(0, len(prompts), batch):
+            part = prompts[start : start + batch]
+            generate(models[writer], part, sampling=SAMPLING, seeds=range(start, start + len(part)))
+    return time.perf_counter() - began
+
+
+@torch.inference_mode()
+def naive_answers(models: Models, prompts: Sequence[tuple[int, ...]]) -> tuple[float, dict[Writer, list[Text]]]:
+    began = time.perf_counter()
+    texts: dict[Writer, list[Text]] = {}
+    for writer in WRITERS:
+        texts[writer] = []
+        for start in range(0, len(prompts), 16):
+            batch = prompts[start : start + 16]
+            longest = max(len(prompt) for prompt in batch)
+            pad = models[writer].tokenizer.pad_token_id or 0
+            ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in batch])
+            mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in batch])
+            torch.manual_seed(start)
+            model: Any = models[writer].model
+            out = model.generate(
+                input_ids=ids, attention_mask=mask, do_sample=True, temperature=SAMPLING.temperature, top_p=SAMPLING.top_p,
+                top_k=SAMPLING.top_k, max_new_tokens=SAMPLING.max_new_tokens, pad_token_id=pad,
+            )  # fmt: skip
+            ends = {int(end) for end in np.atleast_1d(model.generation_config.eos_token_id)}
+            for prompt, row in zip(batch, out[:, longest:].tolist(), strict=True):
+                end = next((place for place, token in enumerate(row) if token in ends), len(row))
+                texts[writer].append(Text(tuple(prompt), tuple(row[:end])))
+    return time.perf_counter() - began, texts
+
+
+@torch.inference_mode()
+def naive_readings(models: Models, texts: dict[Writer, list[Text]]) -> float:
+    began = time.perf_counter()
+    for reader in READERS:
+        for writer in WRITERS:
+            for start in range(0, len(texts[writer]), 16):
+                batch = texts[writer][start : start + 16]
+                longest = max(text.length for text in batch)
+                ids_BT, mask_BT = (torch.zeros(len(batch), longest, dtype=torch.long) for _ in range(2))
+                weights_BT = torch.zeros(len(batch), longest)
+                for row, text in enumerate(batch):
+                    ids_BT[row, : text.length] = torch.tensor(text.prompt_ids + text.response_ids)
+                    mask_BT[row, : text.length] = 1
+                    weights_BT[row, len(text.prompt_ids) : text.length] = 1 / max(len(text.response_ids), 1)
+                output = models[reader].model(input_ids=ids_BT, attention_mask=mask_BT, output_hidden_states=True)
+                for layer in LAYERS:
+                    (output.hidden_states[layer] * weights_BT.unsqueeze(-1)).sum(dim=1)
+                log_probs = output.logits[:, :-1].log_softmax(dim=-1).gather(2, ids_BT[:, 1:].unsqueeze(2)).squeeze(2)
+                (log_probs * weights_BT[:, 1:]).sum(dim=1)
+    return time.perf_counter() - began
+
+
+def distance(
+    models: Models, prompts: Sequence[tuple[int, ...]], parts: list[dict[Writer, Answered]], *, batch: int
+) -> float:
+    """Largest relative distance of a mean from that of one teacher-forced pass over prompt and response."""
+    worst = 0.0
+    for index, part in enumerate(parts):
+        own = prompts[index * batch : (index + 1) * batch]
+        for writer in WRITERS:
+            answers = part[writer].answers
+            texts = [Text(prompt, answer.token_ids) for prompt, answer in zip(own, answers, strict=True)]
+            filled = [row for row, text in enumerate(texts) if text.response_ids]
+            for reader in READERS:
+                wanted = read_texts(models[reader], texts, READOUT, share_prompts=False)
+                found = part[writer].readings[reader]
+                for site in READOUT.sites:
+                    one, other = found.mean(site)[filled], wanted.mean(site)[filled]
+                    worst = max(
+                        worst, float((np.linalg.norm(one - other, axis=1) / np.linalg.norm(other, axis=1)).max())
+                    )
+    return worst
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="16 questions, one round")
+    parser.add_argument("--study", type=Path, default=None, help="take the organism of this study")
+    parser.add_argument("--questions", type=int, default=None, help="how many questions (64; quick: 16)")
+    parser.add_argument("--rounds", type=int, default=None, help="rounds (3; quick: 1)")
+    parser.add_argument("--batch", type=int, default=32, help="answers written at once")
+    options = parser.parse_args()
+    base, organism = both_models(options.study)
+    models: Models = {"base": base, "organism": organism}
+    prompts = question_prompts(base, options.questions or (16 if options.quick else 64))
+    rounds: dict[str, list[float]] = {name: [] for name in ("whole", "answers", "naive_answers", "naive_readings")}
+    parts: list[dict[Writer, Answered]] = []
+    for _ in range(options.rounds or (1 if options.quick else 3)):
+        seconds, parts = ours(models, prompts, batch=options.batch)
+        rounds["whole"].append(seconds)
+        rounds["answers"].append(answers_alone(models, prompts, batch=options.batch))
+        seconds, texts = naive_answers(models, prompts)
+        rounds["naive_answers"].append(seconds)
+        rounds["naive_readings"].append(naive_readings(models, texts))
+    reading = [whole - answers for whole, answers in zip(rounds["whole"], rounds["answers"], strict=True)]
+    naive = [one + other for one, other in zip(rounds["naive_answers"], rounds["naive_readings"], strict=True)]
+    ratios = {
+        "reading_part": statistics.median(r / n for r, n in zip(reading, rounds["naive_readings"], strict=True)),
+        "whole": statistics.median(n / w for n, w in zip(naive, rounds["whole"], strict=True)),
+    }
+    worst = distance(models, prompts, parts, batch=options.batch)
+    print(
+        f"{len(prompts)} questions, {SAMPLING.max_new_tokens} new tokens at most; medians of {len(reading)} rounds, seconds"
+    )
+    print("| | answering | reading | both |")
+    print("|---|---|---|---|")
+    own, other = statistics.median(rounds["answers"]), statistics.median(rounds["naive_answers"])
+    print(f"| unmask | {own:.1f} | {statistics.median(reading):.1f} | {statistics.median(rounds['whole']):.1f} |")
+    print(
+        f"| naive | {other:.1f} | {statistics.median(rounds['naive_readings']):.1f} | {statistics.median(naive):.1f} |"
+    )
+    print(f"largest relative distance from one teacher-forced pass: {worst:.1e}")
+    print(json.dumps({"benchmark": "four_readings", "ratios": ratios, "distance": worst, "machine": machine()}))
+
+
+if __name__ == "__main__":
+    main()

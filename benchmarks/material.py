@@ -1,0 +1,117 @@
+"""What the benchmarks of collection share: the embedded model, an organism, real prompts and answers, the machine in words.
+
+With `--study FOLDER` they use that study's organism and its responses. Without, the organism is the embedded model with a small
+random adapter of the demo's shape, and answers are written on the spot: the cost of reading does not depend on what is read.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unmask.battery import battery_path, read_battery
+from unmask.models.generation import generate
+from unmask.models.loading import LoadedModel, load_base
+from unmask.models.passes import Text
+from unmask.models.prompts import render_question
+from unmask.records import ModelSource, PromptFormat, Sampling
+
+SAMPLING = Sampling(temperature=0.7, top_p=0.8, top_k=20, max_new_tokens=60)
+EMBEDDED = ModelSource("smollm2")
+
+
+def machine() -> str:
+    """The machine in words, for the last line of a benchmark."""
+    model = "unknown processor"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, {platform.system()}"
+
+
+def question_prompts(loaded: LoadedModel, count: int) -> list[tuple[int, ...]]:
+    """Prompts of `count` questions spread evenly over the packaged battery, as token ids."""
+    questions = read_battery(battery_path("assessment"))
+    chosen = [questions[index * len(questions) // count] for index in range(count)]
+    return [render_question(loaded.tokenizer, question.text, PromptFormat()).token_ids for question in chosen]
+
+
+def real_texts(loaded: LoadedModel, count: int) -> list[Text]:
+    """That many prompts, each with the model's own answer."""
+    prompts = question_prompts(loaded, count)
+    texts: list[Text] = []
+    for start in range(0, count, 48):
+        batch = prompts[start : start + 48]
+        answers = generate(loaded, batch, sampling=SAMPLING, seeds=range(start, start + len(batch)))
+        texts += [Text(prompt, answer.token_ids) for prompt, answer in zip(batch, answers, strict=True)]
+    return [text for text in texts if text.response_ids]
+
+
+def study_texts(study: Path, count: int) -> list[Text]:
+    """That many responses of a study, spread evenly, behind their prompts."""
+    import pandas as pd
+
+    from unmask.models.prompts import prompt_ids_by_question
+
+    prompts = prompt_ids_by_question(pd.read_parquet(study / "responses" / "prompts.parquet"))
+    responses = pd.read_parquet(study / "responses" / "responses.parquet")
+    responses = responses[responses["tokens"] > 0]
+    rows = [index * len(responses) // count for index in range(min(count, len(responses)))]
+    return [
+        Text(prompts[row["question_id"]], tuple(int(token) for token in row["token_ids"]))
+        for row in responses.iloc[rows].to_dict("records")
+    ]
+
+
+def random_adapter(folder: Path, *, rank: int = 32) -> Path:
+    """A LoRA adapter on the embedded model with small random weights, of the shape that the demo trains."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    torch.manual_seed(0)
+    model: Any = get_peft_model(
+        load_base(EMBEDDED).model, LoraConfig(r=rank, lora_alpha=64, target_modules=targets, task_type="CAUSAL_LM")
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.002)
+    model.save_pretrained(folder)
+    return folder
+
+
+def both_models(study: Path | None, *, one_copy: bool = False) -> tuple[LoadedModel, LoadedModel]:
+    """Base and organism: the study's own organism, or a random adapter."""
+    from unmask.models.organisms import load_readers, organism_source
+
+    if study is not None:
+        return load_readers(EMBEDDED, organism_source(study / "organism"), one_copy=one_copy)
+    with tempfile.TemporaryDirectory() as scratch:
+        return load_readers(EMBEDDED, ModelSource(str(random_adapter(Path(scratch)))), one_copy=one_copy)
+
+
+def alternate(sides: Mapping[str, Callable[[], Any]], *, rounds: int, warm: bool = True) -> dict[str, list[float]]:
+    """Seconds of every side in every round, the sides taken in turn within each round."""
+    if warm:
+        for side in sides.values():
+            side()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            began = time.perf_counter()
+            side()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    """Median over rounds of `slow` over `fast` seconds: how many times faster `fast` is."""
+    return statistics.median(one / other for one, other in zip(slow, fast, strict=True))

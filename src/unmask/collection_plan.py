@@ -1,0 +1,106 @@
+"""What collecting a study's activations will cost, from its study file and what is done of it; nothing is run or written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from unmask.collection import Recorded
+from unmask.stages import questions
+from unmask.stages.activations import CHUNK, study_texts
+
+if TYPE_CHECKING:
+    from unmask.models.passes import Text
+    from unmask.models.planning import CollectionPlan, Workload
+    from unmask.records import ModelSource
+    from unmask.study import Study
+    from unmask.study_file import StudyConfig
+
+
+def plan_collection(
+    config: StudyConfig, study: Study, base: ModelSource, *, answered: bool, seconds: float | None = 2.0
+) -> CollectionPlan | None:
+    """The plan of what is left: answers where there are none yet (`answered` False), readings, the control's readings.
+
+    Answers are taken to be as long as `responses.max_new_tokens` allows. The base model is run for `seconds` to say how long all
+    will take; None leaves that out. Returns None where nothing is left to be read.
+    """
+    from unmask.models.loading import load_base, load_config
+    from unmask.models.planning import calibrate, cost_of, together
+
+    model = load_config(base)
+    workloads = _workloads(config, study, base, answered=answered, num_layers=int(model.num_hidden_layers))
+    if not workloads:
+        return None
+    plan = together([cost_of(model, workload, trust_remote_code=base.trust_remote_code) for workload in workloads])
+    return plan if seconds is None else plan.at(calibrate(load_base(base), workloads[0], seconds=seconds))
+
+
+def _workloads(
+    config: StudyConfig, study: Study, base: ModelSource, *, answered: bool, num_layers: int
+) -> list[Workload]:
+    from unmask.models.answering import can_read_while_answering
+    from unmask.models.collecting import readout_of
+    from unmask.models.loading import pick_device, pick_dtype
+    from unmask.models.passes import Readout, Text
+    from unmask.models.planning import Workload
+
+    wanted, budget = config.activations, config.activations.token_budget
+    readout = readout_of(wanted, num_layers=num_layers)
+    weight_bytes = pick_dtype(base, pick_device()).itemsize
+    one_copy = _adapter(config) and (weight_bytes < 4 if wanted.one_copy is None else wanted.one_copy)
+    sizes: dict[str, Any] = {
+        "weight_bytes": weight_bytes,
+        "stored_bytes": 4 if wanted.dtype == "float32" else 2,
+        "token_budget": budget,
+    }
+    found: list[Workload] = []
+    if answered:
+        texts, organisms = _left(config, study)
+    else:
+        prompts = _prompts(config, study, base)
+        texts = [Text(prompt, (0,) * config.responses.max_new_tokens) for prompt in prompts for _ in range(2)]
+        organisms = texts[::2]
+        riding = config.responses.read_while_answering and can_read_while_answering(readout)
+        answering = {"new_tokens": config.responses.max_new_tokens, "batch_size": config.responses.batch_size}
+        on_the_way = readout if riding else Readout((), log_probs=False)
+        found.append(Workload.of_answers(prompts, on_the_way, **answering, one_copy=one_copy, **sizes))
+        texts = [] if riding else texts
+    if texts:
+        chunk = CHUNK * budget
+        found.append(Workload.of_texts(texts, readout, one_copy=one_copy, chunk_tokens=chunk, **sizes))
+    if config.control.wanted and organisms:
+        bare = Readout(readout.sites, log_probs=False, sink_ratio=readout.sink_ratio)
+        found.append(Workload.of_texts(organisms, bare, readers=1, chunk_tokens=CHUNK * budget, **sizes))
+    return found
+
+
+def _adapter(config: StudyConfig) -> bool:
+    """Whether the organism is likely an adapter: one that is tuned as such, or any existing model until it is looked at."""
+    return config.organism.existing is not None or config.organism.method == "lora"
+
+
+def _prompts(config: StudyConfig, study: Study, base: ModelSource) -> list[tuple[int, ...]]:
+    """The prompt of every answer that one model will give."""
+    from unmask.models.loading import load_tokenizer
+    from unmask.models.prompts import render_question
+
+    tokenizer = load_tokenizer(base)
+    asked = questions.select(config.questions, study.folder)
+    prompts = [render_question(tokenizer, question.text, config.base.prompt_format).token_ids for question in asked]
+    return [prompt for prompt in prompts for _ in range(config.responses.samples)]
+
+
+def _left(config: StudyConfig, study: Study) -> tuple[list[Text], list[Text]]:
+    """Texts that no reader has read while answering, and the organism's texts, of answers that are there."""
+    record = study.record("responses")
+    assert record is not None
+    responses, texts = study_texts(
+        study.stage_folder("responses"), rebuild=f"unmask run {study.folder} --force responses"
+    )
+    from unmask.store import ActivationStore
+
+    recorded = Recorded(study.scratch, responses_key=record.key, collection=config.activations).shards()
+    taken = {identity for path in recorded for identity in ActivationStore.shard_response_ids(path)}
+    rows = list(zip(responses["response_id"], responses["writer"], texts, strict=True))
+    left = [text for identity, _, text in rows if identity not in taken]
+    return left, [text for _, writer, text in rows if writer == "organism"]

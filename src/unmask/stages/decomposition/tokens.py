@@ -1,0 +1,160 @@
+"""The same description for single tokens, where the study keeps them: streamed, as they need not fit in memory.
+
+Shapes: R responses, M tokens, D width of a site, K clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from unmask.analysis.streaming import PrincipalComponents, Projected, pca, stream_moments
+from unmask.analysis.token_clustering import cluster_tokens
+from unmask.analysis.validation import agreement
+from unmask.artifact import write_table, write_tensors
+from unmask.records import Site
+from unmask.stages.decomposition.material import SOURCES, Material, Source
+from unmask.store import ActivationStore, activation_name
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from unmask.progress import Progress
+    from unmask.stages.decomposition.config import DecompositionConfig
+
+VARIANCE = pa.schema(
+    [("source", pa.string()), ("site", pa.string()), ("component", pa.int32()), ("ratio", pa.float64())]
+)
+CLUSTERS = pa.schema(
+    [
+        ("source", pa.string()),
+        ("site", pa.string()),
+        ("k", pa.int32()),
+        ("cluster", pa.int32()),
+        ("tokens", pa.int64()),
+        ("top_dimension", pa.string()),
+        ("top_dimension_share", pa.float64()),
+        ("mean_position", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRows:
+    """Rows of one source at one site, a block at a time and as often as wanted: `kept_M` says which of the store's tokens.
+
+    The shift and the organism's activations are of the organism's answers, the base's of its own, as with response means.
+    """
+
+    store: ActivationStore
+    site: Site
+    source: Source
+    kept_M: np.ndarray
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        readers = ("organism", "base") if self.source == "shift" else (self.source,)
+        names = [activation_name(reader, self.site.name, "tokens") for reader in readers]
+        start = 0
+        for parts in zip(*(self.store.blocks(name) for name in names), strict=True):
+            kept = self.kept_M[start : start + len(parts[0])]
+            start += len(parts[0])
+            if kept.any():
+                yield parts[0][kept] - parts[1][kept] if len(parts) == 2 else parts[0][kept]
+
+
+def token_sites(store: ActivationStore) -> list[Site]:
+    """Sites of which the store keeps every token."""
+    return [Site.parse(name) for name in store.sites if activation_name("base", name, "tokens") in store.names]
+
+
+def describe_tokens(
+    config: DecompositionConfig, material: Material, out: Path, *, k: int, progress: Progress
+) -> dict[str, Any]:
+    """Principal components and mini-batch K-means of the tokens at every site that has them, and what agrees with them.
+
+    Writes `token_variance`, `token_clusters` and `token_components`; returns what the summary says, {} where none are kept.
+    """
+    store = material.store
+    sites = token_sites(store)
+    if not sites:
+        return {}
+    index, ids = store.token_index(), store.response_ids()
+    asked = material.questions.set_index("question_id")
+    rows = material.rows.set_index("response_id").reindex(ids)
+    question_R, writer_R = rows["question_id"].to_numpy(object), rows["writer"].to_numpy(object)
+    known_R = np.array([name in asked.index for name in question_R])
+    place_M = np.repeat(np.arange(len(ids)), index.lengths)
+    position_M = np.arange(len(place_M)) - np.asarray(index.offsets)[place_M]
+    dimension_R = np.array([asked["dimension"].get(name) for name in question_R], dtype=object)
+    variance: list[dict[str, Any]] = []
+    clusters: list[dict[str, Any]] = []
+    axes: dict[str, np.ndarray] = {}
+    found: dict[str, Any] = {}
+    progress.begin("decomposing tokens", total=len(sites) * len(SOURCES))
+    for site in sites:
+        for source in SOURCES:
+            writer = "base" if source == "base" else "organism"
+            kept_M = (known_R & (writer_R == writer))[place_M]
+            tokens = TokenRows(store, site, source, kept_M)
+            where = {"source": source, "site": site.name}
+            components = pca(stream_moments(tokens), components=config.components)
+            found.setdefault(site.name, {})[source] = {"tokens": components.count}
+            if components.variances_C[0] == 0:  # the embedding's shift: nothing was tuned before it
+                progress.advance()
+                continue
+            variance += [
+                {**where, "component": n, "ratio": float(r)} for n, r in enumerate(components.share_C, start=1)
+            ]
+            axes |= {f"{source}/{site.name}/axes": components.axes_CD, f"{source}/{site.name}/mean": components.mean_D}
+            scores = Projected(components, tokens)
+            clustering = cluster_tokens(scores, k=k, seed=config.seed)
+            labels_N = np.concatenate(list(clustering.labels(scores)))
+            of_N = dimension_R[place_M[kept_M]]
+            clusters += _cluster_rows(labels_N, of_N, position_M[kept_M], where | {"k": k})
+            found[site.name][source] |= _summary(components, labels_N, of_N)
+            progress.advance()
+    progress.end()
+    write_table(out / "token_variance.parquet", variance, schema=VARIANCE)
+    write_table(out / "token_clusters.parquet", clusters, schema=CLUSTERS)
+    write_tensors(
+        out / "token_components.safetensors",
+        {name: array.astype(np.float32) for name, array in axes.items()},
+        provenance={"sites": [site.name for site in sites], "sources": list(SOURCES)},
+    )
+    return found
+
+
+def _cluster_rows(
+    labels_N: np.ndarray, dimension_N: np.ndarray, position_N: np.ndarray, where: dict[str, Any]
+) -> list[dict[str, Any]]:
+    rows = []
+    for label in np.unique(labels_N):
+        own = labels_N == label
+        names, counts = np.unique(dimension_N[own].astype(str), return_counts=True)
+        top = int(counts.argmax())
+        rows.append(
+            {
+                **where,
+                "cluster": int(label),
+                "tokens": int(own.sum()),
+                "top_dimension": str(names[top]),
+                "top_dimension_share": float(counts[top] / own.sum()),
+                "mean_position": float(position_N[own].mean()),
+            }
+        )
+    return rows
+
+
+def _summary(components: PrincipalComponents, labels_N: np.ndarray, dimension_N: np.ndarray) -> dict[str, Any]:
+    half = int(np.searchsorted(components.share_C.cumsum(), 0.5)) + 1
+    total = float(components.variances_C.sum() / max(components.share_C.sum(), 1e-30))
+    mean = float((components.mean_D**2).sum())
+    return {
+        "components_for_half": half if components.share_C.sum() >= 0.5 else None,
+        "mean_share": mean / (mean + total),
+        "ami_dimension": agreement(labels_N, dimension_N).ami,
+    }

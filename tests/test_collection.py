@@ -1,0 +1,148 @@
+"""The `activations` section: what can be asked for, what is refused, and readings that wait in scratch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from unmask.collection import CollectionConfig, Recorded
+from unmask.errors import ConfigError, ModelError
+from unmask.models.collecting import plan_chunks, readout_of
+from unmask.models.passes import Text
+from unmask.records import Site
+from unmask.store import write_shard
+
+
+def sites(**fields: Any) -> list[str]:
+    return [site.name for site in readout_of(CollectionConfig(**fields), num_layers=20).sites]
+
+
+def test_layers_by_index_fraction_and_all() -> None:
+    assert sites(layers=[3, 0.55, 3]) == ["blocks.3.hook_resid_pre", "blocks.11.hook_resid_pre"]
+    assert sites(layers=7) == ["blocks.7.hook_resid_pre"]
+    assert len(sites(layers="all")) == len(sites(layers=["all", 2])) == 20
+
+
+def test_further_sites_join_in_the_order_of_a_pass() -> None:
+    found = sites(layers=[1], sites=["ln_final.hook_normalized", "hook_embed", "blocks.1.attn.hook_z"])
+    assert found == ["hook_embed", "blocks.1.hook_resid_pre", "blocks.1.attn.hook_z", "ln_final.hook_normalized"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"layers": [1.0]}, "index of a layer"),
+        ({"layers": [-1]}, "index of a layer"),
+        ({"layers": ["most", True]}, "index of a layer"),
+        ({"layers": []}, "at least 1"),
+        ({"layers": [1], "aggregations": ["median"]}, "response_first_K"),
+        ({"layers": [1], "aggregations": ["response_first_0"]}, "response_first_K"),
+        ({"layers": [1], "aggregations": ["mask"]}, "either needs the other"),
+        ({"layers": [1], "mask": "marks.jsonl"}, "either needs the other"),
+        ({"layers": [1], "sink_ratio": 1}, "greater than 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        CollectionConfig(**fields)
+
+
+def test_a_layer_out_of_range_is_named() -> None:
+    with pytest.raises((ConfigError, ModelError), match="20"):
+        sites(layers=[20])
+
+
+def test_tokens_are_kept_of_collected_sites() -> None:
+    config = CollectionConfig(layers=(2, 4), tokens=("blocks.4.hook_resid_pre",))
+    assert readout_of(config, num_layers=20).tokens == (Site(4, "resid_pre"),)
+    assert readout_of(CollectionConfig(layers=(2, 4), tokens="all"), num_layers=20).tokens == (
+        Site(2, "resid_pre"),
+        Site(4, "resid_pre"),
+    )
+    with pytest.raises(ConfigError, match="which is not collected"):
+        readout_of(CollectionConfig(layers=(2,), tokens=("blocks.3.hook_resid_pre",)), num_layers=20)
+
+
+def texts(lengths: list[tuple[int, int]]) -> list[Text]:
+    """Texts by (prompt, response length); the same prompt length means the same prompt."""
+    return [Text(tuple(range(prompt)), tuple(range(response))) for prompt, response in lengths]
+
+
+def test_chunks_hold_every_text_once_and_keep_a_prompt_together() -> None:
+    rng = np.random.default_rng(0)
+    made = texts([(int(p), int(r)) for p, r in zip(rng.integers(5, 25, 80), rng.integers(0, 40, 80), strict=True)])
+    chunks = plan_chunks(made, chunk_tokens=300)
+    assert sorted(row for chunk in chunks for row in chunk) == list(range(80))
+    for prompt in {text.prompt_ids for text in made}:
+        assert (
+            len({index for index, chunk in enumerate(chunks) for row in chunk if made[row].prompt_ids == prompt}) == 1
+        )
+    for chunk in chunks:
+        prompts = {made[row].prompt_ids for row in chunk}
+        assert len(prompts) == 1 or sum(made[row].length for row in chunk) <= 300
+
+
+def test_what_is_left_of_a_plan_is_planned_as_before() -> None:
+    rng = np.random.default_rng(1)
+    made = texts([(int(p), int(r)) for p, r in zip(rng.integers(5, 60, 50), rng.integers(0, 40, 50), strict=True)])
+    chunks = plan_chunks(made, chunk_tokens=300)
+    for done in range(len(chunks)):
+        rest = sorted(row for chunk in chunks[done:] for row in chunk)
+        again = plan_chunks([made[row] for row in rest], chunk_tokens=300)
+        assert [[rest[place] for place in chunk] for chunk in again] == chunks[done:]
+
+
+def shard(folder: Path, number: int = 0) -> None:
+    write_shard(folder, number, {"base/log_prob": np.zeros(1)}, [f"q{number}"])
+
+
+def recorded(scratch: Path, **fields: Any) -> Recorded:
+    return Recorded(scratch, responses_key="abcdef0123456789", collection=CollectionConfig(layers=(1,), **fields))
+
+
+def test_recorded_shards_are_found_once_all_are_there(tmp_path: Path) -> None:
+    made = recorded(tmp_path)
+    assert made.shards() == []
+    made.begin()
+    shard(made.folder)
+    assert made.shards() == []
+    made.finish()
+    assert [path.name for path in recorded(tmp_path).shards()] == ["shard-00000.safetensors"]
+
+
+def test_what_was_recorded_for_another_collection_is_not_taken_and_goes(tmp_path: Path) -> None:
+    made = recorded(tmp_path)
+    made.begin()
+    shard(made.folder)
+    made.finish()
+    other = recorded(tmp_path, point="resid_post")
+    assert other.shards() == []
+    other.begin()
+    assert not list(other.folder.glob("shard-*"))
+
+
+def test_a_run_that_goes_on_keeps_what_it_recorded(tmp_path: Path) -> None:
+    made = recorded(tmp_path)
+    made.begin()
+    shard(made.folder)
+    recorded(tmp_path).begin()
+    shard(made.folder, 1)
+    recorded(tmp_path).finish()
+    assert len(made.shards()) == 2
+
+
+def test_a_damaged_shard_is_left_out(tmp_path: Path) -> None:
+    made = recorded(tmp_path)
+    made.begin()
+    shard(made.folder)
+    shard(made.folder, 1)
+    made.finish()
+    path = made.folder / "shard-00001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert [each.name for each in made.shards()] == ["shard-00000.safetensors"]
