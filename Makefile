@@ -19,7 +19,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint format lock build clean
+.PHONY: help install demo test test-fast bench lint format lock build clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,14 @@ test: lint  ## everything: lint, types, layers, and all tests with the slow ones
 
 test-fast: $(STAMP)  ## the tests that load no real model
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+BENCHMARKS ?= collect four_readings generate streaming_pca store
+BENCH_ARGS ?=
+
+bench: $(STAMP)  ## the benchmarks of collection, one after the other (BENCH_ARGS=--quick for a look)
+	@for name in $(BENCHMARKS); do \
+	  echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(BENCH_ARGS) || exit 1; \
+	done
 
 lint: $(STAMP)  ## ruff, formatting, types, layers
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The benchmarks run, end in one JSON object, and the verdict is right on the worlds of the quick calibration."""
+"""The benchmarks run and end in one JSON object; the quick calibration is right; readings agree with each other."""
 
 from __future__ import annotations
 
@@ -55,3 +55,24 @@ def test_the_score_gradient_is_calibrated() -> None:
 def test_clustering_is_put_to_the_same_worlds() -> None:
     found = last_line("clustering", "--runs", "1", "--jobs", "2")
     assert all(0 <= share <= 1 for shares in found["significant"].values() for share in shares.values())
+
+
+def test_one_reading_is_put_beside_the_floor() -> None:
+    found = last_line("collect", "--quick", "--texts-count", "6", "--rounds", "1")
+    assert set(found["ratios"]) == {"vs_floor", "vs_transformers", "memory_vs_transformers"}
+    assert all(value > 0 for value in found["ratios"].values())
+
+
+def test_four_readings_agree_with_teacher_forcing() -> None:
+    found = last_line("four_readings", "--quick", "--questions", "4", "--rounds", "1")
+    assert found["distance"] < 1e-3
+    assert set(found["ratios"]) == {"reading_part", "whole"}
+
+
+def test_the_stores_throughput_is_put_beside_the_disks() -> None:
+    assert {"write_vs_raw", "read_rows_vs_raw"} <= set(last_line("store", "--quick")["ratios"])
+
+
+def test_answers_are_put_beside_those_of_transformers() -> None:
+    found = last_line("generate", "--quick", "--prompts", "16", "--new-tokens", "4")
+    assert {"recording_vs_off", "vs_transformers_best", "vs_one_at_a_time", "vs_floor"} == set(found["ratios"])

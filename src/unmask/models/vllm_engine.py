@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from unmask.records import ModelSource, Sampling, Writer
 
 _WEIGHTS = "adapter_model.safetensors"
+INSTALL = "Run pip install vllm==0.33.0 behind unmask in an environment of its own, as it wants an older transformers"
+"""vLLM 0.33 asks for transformers below 5.21, unmask for 5.23: they cannot be resolved together."""
 
 
 class VllmEngine:
@@ -158,7 +160,7 @@ def generate_vllm(
 def check_vllm() -> None:
     """Raise ConfigError where vLLM is not installed, or there is no GPU for it."""
     if find_spec("vllm") is None:
-        raise ConfigError("vLLM is not installed", mend=f"Run pip install 'unmask[gpu]', {OTHERWISE}")
+        raise ConfigError("vLLM is not installed", mend=f"{INSTALL}, {OTHERWISE}")
     if not torch.cuda.is_available():
         raise ConfigError(
             "vLLM needs a CUDA device, and this machine shows none",

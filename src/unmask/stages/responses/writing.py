@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import ExitStack
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,7 +12,7 @@ from unmask.collection import CollectionConfig, Recorded
 from unmask.records import READERS, WRITERS, Writer
 from unmask.stage import Inputs
 from unmask.stages.responses.config import SCHEMA, ResponsesConfig
-from unmask.stages.responses.jobs import Plan, batch_path, jobs_of, rows_of, waiting_batches
+from unmask.stages.responses.jobs import Job, Plan, batch_path, jobs_of, rows_of, waiting_batches
 from unmask.store import write_shard
 from unmask.study import Workspace
 
@@ -77,46 +79,65 @@ def answer_and_read_all(
     prompts: pd.DataFrame,
     plan: Plan,
 ) -> None:
-    """Both models answer and read, batch by batch: the readings are put away first, then the answers of both."""
-    from unmask.models.answering import answer_and_read
-    from unmask.models.collecting import shard_tensors, token_offsets
+    """Both models answer and read, batch by batch."""
     from unmask.models.organisms import load_readers, organism_source
-    from unmask.models.pooling import joined
+    from unmask.models.packed_weights import packed_weights
 
-    collection, readout = recording.collection, recording.readout
     waiting = waiting_batches(plan, workspace, *WRITERS)
     if waiting:
         source = organism_source(inputs.folders["organism"])
-        pair = load_readers(inputs.base, source, one_copy=collection.one_copy, progress=inputs.progress)
+        pair = load_readers(inputs.base, source, one_copy=recording.collection.one_copy, progress=inputs.progress)
         models: dict[Writer, LoadedModel] = dict(zip(WRITERS, pair, strict=True))
-    for number in waiting:
-        jobs = jobs_of(config, prompts, plan[number])
-        answered = answer_and_read(
-            models,
-            [job.prompt_ids for job in jobs],
-            seeds=[job.seed for job in jobs],
-            sampling=config.sampling,
-            readout=readout,
-            token_budget=collection.token_budget,
-            on_answers=lambda writer, jobs=jobs: inputs.progress.advance(len(jobs)),
-        )
-        places = {writer: range(index * len(jobs), (index + 1) * len(jobs)) for index, writer in enumerate(WRITERS)}
-        readings = {
-            reader: joined([(places[w], answered[w].readings[reader]) for w in WRITERS], rows=len(WRITERS) * len(jobs))
-            for reader in READERS
-        }
-        write_shard(
-            recording.recorded.folder,
-            number,
-            shard_tensors(readings, readout, sink_ratio=collection.sink_ratio),
-            [job.response_id(writer) for writer in WRITERS for job in jobs],
-            token_offsets=token_offsets(readings, readout),
-            dtype=collection.dtype,
-        )
-        for writer in WRITERS:
-            rows = rows_of(models[writer].tokenizer, writer, jobs, answered[writer].answers)
-            write_table(batch_path(workspace, writer, number), rows, schema=SCHEMA)
+        with ExitStack() as packed:
+            for loaded in pair:  # once for all batches
+                packed.enter_context(packed_weights(loaded.model))
+            for number in waiting:
+                jobs = jobs_of(config, prompts, plan[number])
+                _answer_batch(config, inputs, workspace, recording=recording, models=models, jobs=jobs, number=number)
     recording.recorded.finish()
+
+
+def _answer_batch(
+    config: ResponsesConfig,
+    inputs: Inputs,
+    workspace: Workspace,
+    *,
+    recording: Recording,
+    models: Mapping[Writer, LoadedModel],
+    jobs: list[Job],
+    number: int,
+) -> None:
+    """One batch of both models: the readings are put away first, then the answers."""
+    from unmask.models.answering import answer_and_read
+    from unmask.models.collecting import shard_tensors, token_offsets
+    from unmask.models.pooling import joined
+
+    collection, readout = recording.collection, recording.readout
+    answered = answer_and_read(
+        models,
+        [job.prompt_ids for job in jobs],
+        seeds=[job.seed for job in jobs],
+        sampling=config.sampling,
+        readout=readout,
+        token_budget=collection.token_budget,
+        on_answers=lambda writer: inputs.progress.advance(len(jobs)),
+    )
+    places = {writer: range(index * len(jobs), (index + 1) * len(jobs)) for index, writer in enumerate(WRITERS)}
+    readings = {
+        reader: joined([(places[w], answered[w].readings[reader]) for w in WRITERS], rows=len(WRITERS) * len(jobs))
+        for reader in READERS
+    }
+    write_shard(
+        recording.recorded.folder,
+        number,
+        shard_tensors(readings, readout, sink_ratio=collection.sink_ratio),
+        [job.response_id(writer) for writer in WRITERS for job in jobs],
+        token_offsets=token_offsets(readings, readout),
+        dtype=collection.dtype,
+    )
+    for writer in WRITERS:
+        rows = rows_of(models[writer].tokenizer, writer, jobs, answered[writer].answers)
+        write_table(batch_path(workspace, writer, number), rows, schema=SCHEMA)
 
 
 def answer_with_vllm(
