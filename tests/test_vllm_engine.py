@@ -209,7 +209,7 @@ def test_answers_to_other_prompts_or_too_few_are_errors() -> None:
 
 def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_engine, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="pip install vllm==0.33.0"):
+    with pytest.raises(ConfigError, match=r"pip install vllm==0\.33\.0"):
         check_vllm()
 
 
