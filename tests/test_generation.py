@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from unmask.models import generation
+from unmask.models import generation, running_batch
 from unmask.models.generation import Generated, Steering, generate
 from unmask.models.key_value_cache import Slots
 from unmask.models.loading import LoadedModel, load_base
@@ -214,6 +214,16 @@ def test_a_model_whose_past_is_more_than_keys_and_values_is_answered_with_its_ow
     monkeypatch.setattr(generation, "keeps_keys_and_values", lambda model: False)
     monkeypatch.setattr(generation, "prefill", None)
     assert generate(loaded, prompts, sampling=sampled(16), seeds=seeds, rows=5) == wanted
+
+
+def test_a_model_that_makes_its_own_masks_answers_the_same(
+    each_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = with_many_ends(each_model, 8)
+    prompts, seeds = random_prompts(LENGTHS * 2, seed=6), list(range(12))
+    wanted = generate(loaded, prompts, sampling=sampled(16), seeds=seeds, rows=4)
+    monkeypatch.setattr(running_batch, "windows", lambda model: None)
+    assert generate(loaded, prompts, sampling=sampled(16), seeds=seeds, rows=4) == wanted
 
 
 def test_nothing_is_asked_nothing_is_answered(llama: LoadedModel) -> None:

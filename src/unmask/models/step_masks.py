@@ -41,7 +41,7 @@ def step_mask(hidden_BT: torch.Tensor, kinds: Windows | None) -> torch.Tensor | 
     if kinds is None:
         return (hidden_BT == 0).long()
     masks = {kind: _within(hidden_BT, window)[:, None, None] for kind, window in kinds.items()}
-    return masks.get(_ONE, masks) if _ONE in masks else masks
+    return masks.get(_ONE, masks)
 
 
 def _within(hidden_BT: torch.Tensor, window: int | None) -> torch.Tensor:
