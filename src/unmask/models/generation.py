@@ -1,8 +1,8 @@
 """Answer prompts by sampling, each from its own random numbers, and let a recorder see the answers while they are written.
 
 A row draws one uniform number per step from its own seed and takes the token where the filtered distribution's cumulative sum
-passes it. Its answer depends on its prompt, its seed and the model, and on which rows are run beside it only through rounding: where
-two tokens are equal to about 1e-7, or the draw falls on the edge between them, other company can tip the choice. The same plan of
+passes it. Its answer depends on its prompt, its seed and the model, and on the rows beside it only through rounding: where two
+tokens are equal to about 1e-7, or the draw falls on the edge between them, other company can tip the choice. The same plan of
 work gives the same answers.
 
 Shapes: N answers, B rows, P prompts, A answers that begin, T tokens, D width of the residual stream.
