@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from material import EMBEDDED, alternate, machine, ratio, real_texts, study_texts
+from material import EMBEDDED, alternate, machine, padded, ratio, real_texts, study_texts
 
 from unmask.models.batches import plan_batches
 from unmask.models.loading import LoadedModel, load_base
@@ -58,7 +58,7 @@ def floor_side(loaded: LoadedModel, texts: Sequence[Text]) -> Callable[[], None]
     cut._modules = dict(cut._modules)
     cut.layers = torch.nn.ModuleList(list(decoder_layers(loaded.model))[: max(LAYERS)])
     batches = [
-        _padded([texts[row] for row in rows])[0]
+        padded([texts[row] for row in rows])[0]
         for rows in plan_batches([text.length for text in texts], token_budget=BUDGET)
     ]
 
@@ -116,23 +116,12 @@ def _in_sixteens(
         parts: dict[int, list[np.ndarray]] = {layer: [] for layer in LAYERS}
         for start in range(0, len(texts), 16):
             batch = texts[start : start + 16]
-            ids_BT, mask_BT, weights_BT = _padded(batch)
+            ids_BT, mask_BT, weights_BT = padded(batch)
             for layer, state_BTD in states(ids_BT, mask_BT).items():
                 parts[layer].append((state_BTD * weights_BT.unsqueeze(-1)).sum(dim=1).numpy())
         return {layer: np.concatenate(part) for layer, part in parts.items()}
 
     return run
-
-
-def _padded(texts: Sequence[Text]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    longest = max(text.length for text in texts)
-    ids_BT, mask_BT = (torch.zeros(len(texts), longest, dtype=torch.long) for _ in range(2))
-    weights_BT = torch.zeros(len(texts), longest)
-    for row, text in enumerate(texts):
-        ids_BT[row, : text.length] = torch.tensor(text.prompt_ids + text.response_ids)
-        mask_BT[row, : text.length] = 1
-        weights_BT[row, len(text.prompt_ids) : text.length] = 1 / len(text.response_ids)
-    return ids_BT, mask_BT, weights_BT
 
 
 def sides(loaded: LoadedModel, texts: Sequence[Text], *, names: Sequence[str]) -> dict[str, Side]:

@@ -19,11 +19,10 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from material import SAMPLING, both_models, machine, question_prompts
+from material import SAMPLING, both_models, machine, padded, question_prompts, transformers_answers
 
 from unmask.models.answering import Answered, answer_and_read
 from unmask.models.generation import generate
@@ -63,28 +62,12 @@ def answers_alone(models: Models, prompts: Sequence[tuple[int, ...]], *, batch: 
     return time.perf_counter() - began
 
 
-@torch.inference_mode()
 def naive_answers(models: Models, prompts: Sequence[tuple[int, ...]]) -> tuple[float, dict[Writer, list[Text]]]:
     began = time.perf_counter()
     texts: dict[Writer, list[Text]] = {}
     for writer in WRITERS:
-        texts[writer] = []
-        for start in range(0, len(prompts), 16):
-            batch = prompts[start : start + 16]
-            longest = max(len(prompt) for prompt in batch)
-            pad = models[writer].tokenizer.pad_token_id or 0
-            ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in batch])
-            mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in batch])
-            torch.manual_seed(start)
-            model: Any = models[writer].model
-            out = model.generate(
-                input_ids=ids, attention_mask=mask, do_sample=True, temperature=SAMPLING.temperature, top_p=SAMPLING.top_p,
-                top_k=SAMPLING.top_k, max_new_tokens=SAMPLING.max_new_tokens, pad_token_id=pad,
-            )  # fmt: skip
-            ends = {int(end) for end in np.atleast_1d(model.generation_config.eos_token_id)}
-            for prompt, row in zip(batch, out[:, longest:].tolist(), strict=True):
-                end = next((place for place, token in enumerate(row) if token in ends), len(row))
-                texts[writer].append(Text(tuple(prompt), tuple(row[:end])))
+        answers = transformers_answers(models[writer], prompts, SAMPLING, batch=16)
+        texts[writer] = [Text(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
     return time.perf_counter() - began, texts
 
 
@@ -95,13 +78,7 @@ def naive_readings(models: Models, texts: dict[Writer, list[Text]]) -> float:
         for writer in WRITERS:
             for start in range(0, len(texts[writer]), 16):
                 batch = texts[writer][start : start + 16]
-                longest = max(text.length for text in batch)
-                ids_BT, mask_BT = (torch.zeros(len(batch), longest, dtype=torch.long) for _ in range(2))
-                weights_BT = torch.zeros(len(batch), longest)
-                for row, text in enumerate(batch):
-                    ids_BT[row, : text.length] = torch.tensor(text.prompt_ids + text.response_ids)
-                    mask_BT[row, : text.length] = 1
-                    weights_BT[row, len(text.prompt_ids) : text.length] = 1 / max(len(text.response_ids), 1)
+                ids_BT, mask_BT, weights_BT = padded(batch)
                 output = models[reader].model(input_ids=ids_BT, attention_mask=mask_BT, output_hidden_states=True)
                 for layer in LAYERS:
                     (output.hidden_states[layer] * weights_BT.unsqueeze(-1)).sum(dim=1)

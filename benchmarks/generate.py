@@ -21,9 +21,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from material import EMBEDDED, alternate, machine, question_prompts
+from material import EMBEDDED, alternate, machine, question_prompts, transformers_answers
 
 from unmask.models.generation import generate
 from unmask.models.loading import LoadedModel, load_base
@@ -58,25 +57,8 @@ def ours(loaded: LoadedModel, prompts: Sequence[tuple[int, ...]], sampling: Samp
     return sum(len(answer.token_ids) for answer in answers)
 
 
-@torch.inference_mode()
 def theirs(loaded: LoadedModel, prompts: Sequence[tuple[int, ...]], sampling: Sampling, *, batch: int) -> int:
-    model: Any = loaded.model
-    pad = loaded.tokenizer.pad_token_id or 0
-    ends = {int(end) for end in np.atleast_1d(model.generation_config.eos_token_id)}
-    tokens = 0
-    for start in range(0, len(prompts), batch):
-        part = prompts[start : start + batch]
-        longest = max(len(prompt) for prompt in part)
-        ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in part])
-        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in part])
-        torch.manual_seed(start)
-        out = model.generate(
-            input_ids=ids, attention_mask=mask, do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p,
-            top_k=sampling.top_k, max_new_tokens=sampling.max_new_tokens, pad_token_id=pad,
-        )  # fmt: skip
-        for row in out[:, longest:].tolist():
-            tokens += next((place for place, token in enumerate(row) if token in ends), len(row))
-    return tokens
+    return sum(len(answer) for answer in transformers_answers(loaded, prompts, sampling, batch=batch))
 
 
 def floor_of_a_step(loaded: LoadedModel, rows: int) -> tuple[float, str, float]:

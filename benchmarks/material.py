@@ -11,10 +11,11 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from unmask.battery import battery_path, read_battery
@@ -57,19 +58,50 @@ def real_texts(loaded: LoadedModel, count: int) -> list[Text]:
 
 
 def study_texts(study: Path, count: int) -> list[Text]:
-    """That many responses of a study, spread evenly, behind their prompts."""
-    import pandas as pd
+    """That many responses of a study, none empty, spread evenly, behind their prompts."""
+    from unmask.stages import activations
 
-    from unmask.models.prompts import prompt_ids_by_question
+    _, texts = activations.study_texts(study / "responses", rebuild=f"unmask run {study}")
+    filled = [text for text in texts if text.response_ids]
+    count = min(count, len(filled))
+    return [filled[index * len(filled) // count] for index in range(count)]
 
-    prompts = prompt_ids_by_question(pd.read_parquet(study / "responses" / "prompts.parquet"))
-    responses = pd.read_parquet(study / "responses" / "responses.parquet")
-    responses = responses[responses["tokens"] > 0]
-    rows = [index * len(responses) // count for index in range(min(count, len(responses)))]
-    return [
-        Text(prompts[row["question_id"]], tuple(int(token) for token in row["token_ids"]))
-        for row in responses.iloc[rows].to_dict("records")
-    ]
+
+def padded(texts: Sequence[Text]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids, attention mask, and weights that take the mean over each response (B x T), padded on the right."""
+    longest = max(text.length for text in texts)
+    ids_BT, mask_BT = (torch.zeros(len(texts), longest, dtype=torch.long) for _ in range(2))
+    weights_BT = torch.zeros(len(texts), longest)
+    for row, text in enumerate(texts):
+        ids_BT[row, : text.length] = torch.tensor(text.prompt_ids + text.response_ids)
+        mask_BT[row, : text.length] = 1
+        weights_BT[row, len(text.prompt_ids) : text.length] = 1 / max(len(text.response_ids), 1)
+    return ids_BT, mask_BT, weights_BT
+
+
+@torch.inference_mode()
+def transformers_answers(
+    loaded: LoadedModel, prompts: Sequence[tuple[int, ...]], sampling: Sampling, *, batch: int
+) -> list[tuple[int, ...]]:
+    """What transformers' `generate` answers, in batches in the order given, each answer up to its end mark."""
+    model: Any = loaded.model
+    pad = loaded.tokenizer.pad_token_id or 0
+    ends = {int(end) for end in np.atleast_1d(model.generation_config.eos_token_id)}
+    answers = []
+    for start in range(0, len(prompts), batch):
+        part = prompts[start : start + batch]
+        longest = max(len(prompt) for prompt in part)
+        ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in part])
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in part])
+        torch.manual_seed(start)
+        out = model.generate(
+            input_ids=ids, attention_mask=mask, do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p,
+            top_k=sampling.top_k, max_new_tokens=sampling.max_new_tokens, pad_token_id=pad,
+        )  # fmt: skip
+        for row in out[:, longest:].tolist():
+            end = next((place for place, token in enumerate(row) if token in ends), len(row))
+            answers.append(tuple(row[:end]))
+    return answers
 
 
 def random_adapter(folder: Path, *, rank: int = 32) -> Path:

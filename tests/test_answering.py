@@ -131,6 +131,6 @@ def test_all_answers_may_be_empty(llama: LoadedModel) -> None:
     ],
 )
 def test_what_needs_whole_answers_is_refused(readout: Readout, llama: LoadedModel) -> None:
-    assert not can_read_while_answering(readout)
+    assert not can_read_while_answering(readout, llama.model.config)
     with pytest.raises(ValueError, match="whole answers"):
         answer_and_read({"base": llama, "organism": llama}, [(5,)], seeds=[0], sampling=SAMPLING, readout=readout)

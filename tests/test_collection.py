@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from pydantic import ValidationError
 
 from unmask.collection import CollectionConfig, Recorded
-from unmask.errors import ConfigError, ModelError
+from unmask.errors import ConfigError, DataError, ModelError
 from unmask.models.collecting import plan_chunks, readout_of
 from unmask.models.passes import Text
 from unmask.records import Site
+from unmask.stages.activations import check_masks, read_masks
 from unmask.store import write_shard
 
 
@@ -94,6 +96,35 @@ def test_what_is_left_of_a_plan_is_planned_as_before() -> None:
         rest = sorted(row for chunk in chunks[done:] for row in chunk)
         again = plan_chunks([made[row] for row in rest], chunk_tokens=300)
         assert [[rest[place] for place in chunk] for chunk in again] == chunks[done:]
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [({"q/0/base": {0, 3}}, "token 3 of response 'q/0/base', which has 3 tokens"), ({"x/0/base": {0}}, "'x/0/base'")],
+)
+def test_a_mask_that_fits_no_response_is_named(masks: dict[str, set[int]], message: str) -> None:
+    responses = pd.DataFrame({"response_id": ["q/0/base"], "tokens": [3]})
+    check_masks({"q/0/base": frozenset({0, 2})}, responses, called="marks.jsonl")
+    with pytest.raises(DataError, match=message):
+        check_masks({name: frozenset(marks) for name, marks in masks.items()}, responses, called="marks.jsonl")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"response_id": "q"}',
+        '{"response_id": "q", "tokens": [1.5]}',
+        '{"response_id": "q", "tokens": "12"}',
+        '{"response_id": 3, "tokens": [1]}',
+        '{"response_id": "q", "tokens": [-1]}',
+        '{"response_id": "q", "tokens": [true]}',
+    ],
+)
+def test_a_bad_row_of_masks_is_named(tmp_path: Path, row: str) -> None:
+    path = tmp_path / "marks.jsonl"
+    path.write_text('{"response_id": "p", "tokens": []}\n' + row + "\n")
+    with pytest.raises(DataError, match="row 2"):
+        read_masks(path)
 
 
 def shard(folder: Path, number: int = 0) -> None:

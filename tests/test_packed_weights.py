@@ -10,6 +10,7 @@ import torch
 from unmask.models import packed_weights as module
 from unmask.models.loading import LoadedModel
 from unmask.models.packed_weights import packed_weights
+from unmask.models.sites import decoder_layers
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13, 14], [99, 98, 97, 96, 95, 94, 93, 92, 91, 90]])
 
@@ -45,6 +46,16 @@ def test_a_layer_says_the_same_for_any_number_of_rows() -> None:
             wanted = layer(input_NI)
             with packed_weights(torch.nn.Sequential(layer)):  # ty: ignore[invalid-argument-type]
                 torch.testing.assert_close(layer(input_NI), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_parts_of_a_model_are_packed_alone(llama: LoadedModel) -> None:
+    layers = decoder_layers(llama.model)
+    with packed_weights(*layers[:2]):
+        assert packed(llama) == [part for part in layers[:2].modules() if isinstance(part, torch.nn.Linear)]
+        with packed_weights(llama.model):
+            assert packed(llama) == linears(llama)
+        assert len(packed(llama)) < len(linears(llama))
+    assert not packed(llama)
 
 
 def test_blocks_may_be_nested(llama: LoadedModel) -> None:

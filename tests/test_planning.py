@@ -16,7 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from unmask.cli.planning import duration, flops, print_plan, scaled, size
-from unmask.models import packed_weights, passes
+from unmask.models import packed_weights
 from unmask.models.answering import answer_and_read
 from unmask.models.collecting import plan_chunks, shard_tensors, token_offsets
 from unmask.models.loading import LoadedModel, load_config
@@ -31,7 +31,7 @@ from unmask.models.planning import (
     together,
 )
 from unmask.models.planning.needs import memory_of
-from unmask.models.planning.work import LOGITS, Work, head_of, pass_of, work_of
+from unmask.models.planning.work import Work, head_of, pass_of, work_of
 from unmask.models.reading import Readout, Text, read_texts, worth_sharing
 from unmask.models.sites import body
 from unmask.records import WRITERS, ModelSource, Sampling, Site
@@ -81,8 +81,8 @@ def blocks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     opened: list[Any] = []
 
     @contextmanager
-    def noted(model: Any) -> Iterator[None]:
-        opened.append(model)
+    def noted(*modules: Any) -> Iterator[None]:
+        opened.append(modules)
         yield
 
     for module in ("generation", "reading"):
@@ -332,10 +332,6 @@ def test_memory_counts_copies_batches_logits_and_caches(llama: LoadedModel) -> N
     whole = memory_of(architecture, config, dataclasses.replace(workload, readout=CUT))
     assert (whole.caches, whole.logits) == (0, 0)
     assert whole.kept < two.kept
-
-
-def test_logits_are_held_as_reading_holds_them() -> None:
-    assert LOGITS == passes._LOGITS
 
 
 # speed

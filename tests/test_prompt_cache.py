@@ -164,7 +164,7 @@ def test_a_recorder_is_told_where_each_prompt_ends(each_model: LoadedModel) -> N
 
 
 def test_a_model_whose_past_is_no_keys_and_values_is_refused(llama: LoadedModel) -> None:
-    assert keeps_keys_and_values(llama.model)
+    assert keeps_keys_and_values(llama.model.config)
     llama.model.config.layer_types = ["full_attention", "linear_attention", "full_attention", "full_attention"]
     with pytest.raises(ModelError, match="cannot be shared"):
         prefill(llama, texts([3], seed=0))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from unmask.models import passes
+from unmask.models import passes, reading
+from unmask.models.answering import can_read_while_answering
 from unmask.models.loading import LoadedModel
 from unmask.models.pooling import Reading
 from unmask.models.reading import Readout, Text, read_texts, worth_sharing
@@ -124,7 +125,7 @@ def test_an_answers_log_probability_is_the_mean_over_its_tokens(llama: LoadedMod
 def test_more_positions_than_fit_at_once_give_the_same(llama: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = random_texts([(5, 9), (3, 14), (2, 6)], vocabulary=2048)
     whole = read_texts(llama, texts, Readout(())).log_prob_N
-    monkeypatch.setattr(passes, "_LOGITS", 4 * 2048)
+    monkeypatch.setattr(passes, "LOGITS", 4 * 2048)
     np.testing.assert_allclose(read_texts(llama, texts, Readout(())).log_prob_N, whole, rtol=1e-6)
 
 
@@ -186,6 +187,19 @@ def test_prompts_are_shared_where_it_pays(llama: LoadedModel) -> None:
     assert not worth_sharing(llama, alone, [text.prompt_ids for text in alone], EVERYTHING)
     assert not worth_sharing(llama, texts, prompts, Readout((Site(0, "resid_pre"),), log_probs=False))
     assert not worth_sharing(llama, texts, prompts, Readout((Site(1, "pattern"),)))
+
+
+def test_a_past_that_is_more_than_keys_and_values_is_not_shared(
+    llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = shared_texts()
+    wanted = read_texts(llama, texts, EVERYTHING)
+    monkeypatch.setattr(llama.model.config, "layer_types", ["full_attention", "linear_attention"] * 2, raising=False)
+    prompts = list(dict.fromkeys(text.prompt_ids for text in texts))
+    assert not worth_sharing(llama, texts, prompts, EVERYTHING)
+    assert not can_read_while_answering(EVERYTHING, llama.model.config)
+    monkeypatch.setattr(reading, "run_prompts", None)
+    assert_same(read_texts(llama, texts, EVERYTHING), wanted)
 
 
 def test_a_pass_without_logits_ends_at_the_deepest_site(llama: LoadedModel) -> None:

@@ -21,11 +21,13 @@ import yaml
 import unmask
 from unmask.artifact import digest_file
 from unmask.errors import UnmaskError
+from unmask.execution.local import keep_shards
 from unmask.models.loading import load_base
 from unmask.models.organisms import load_organism, organism_source
 from unmask.models.reading import Readout, Text, read_texts
 from unmask.pipeline import STAGE_NAMES
 from unmask.records import ModelSource, Site
+from unmask.stages import activations
 from unmask.store import ActivationStore
 
 pytestmark = pytest.mark.slow
@@ -194,10 +196,18 @@ def test_a_flipped_byte_is_found_and_named_with_the_command_that_mends_it(finish
     assert code == 2
     assert shard.name in output and "unmask collect" in output
     others = {path.name: path.stat().st_mtime_ns for path in (copy / "activations").glob("shard-*") if path != shard}
+    study = unmask.open(copy).study
+    record = study.record("activations")
+    assert record is not None
+    keep_shards(study, activations.STAGE, record, damaged=frozenset({shard}))  # as an earlier mending, killed, left it
     code, output = ended("collect", copy)
     assert code == 0, output
     assert f"{shard.name} does not match its checksum: it is made anew" in " ".join(output.split())
-    assert len(others) > 1
+    assert (
+        others
+        and {path.name: path.stat().st_mtime_ns for path in (copy / "activations").glob("shard-*") if path != shard}
+        == others
+    )
     assert bytes_of(copy) == bytes_of(finished)
     shard.unlink()  # not written in place: the same file lies among the readings that wait in scratch
     shard.write_bytes(content)
@@ -267,8 +277,69 @@ def test_every_kind_of_site_and_token_goes_through_the_whole_study(finished: Pat
     assert set(told) == {"blocks.0.hook_resid_pre", "blocks.2.hook_resid_pre"}
     assert told["blocks.2.hook_resid_pre"]["shift"]["tokens"] > len(ids)
     variance = pd.read_parquet(copy / "decomposition" / "token_variance.parquet")
-    assert variance[variance["source"] == "shift"]["ratio"].between(0, 1).all()
+    assert set(variance[variance["site"] == "blocks.0.hook_resid_pre"]["source"]) == {
+        "organism",
+        "base",
+    }  # nothing shifts there
+    own = variance[(variance["site"] == "blocks.2.hook_resid_pre") & (variance["source"] == "shift")]
+    np.testing.assert_allclose(
+        own["ratio"], token_shares(copy, "blocks.2.hook_resid_pre")[: len(own)], rtol=1e-6, atol=1e-9
+    )
     assert (copy / "report.html").stat().st_size > 100_000
+
+
+def token_shares(folder: Path, site: str) -> np.ndarray:
+    """Share of variance of each component of the organism's token shifts, by the covariance of all of them at once."""
+    store = ActivationStore.open(folder / "activations")
+    questions = pd.read_parquet(folder / "questions" / "questions.parquet").set_index("question_id")
+    rows = []
+    for name in store.response_ids():
+        question, _, writer = name.rsplit("/", 2)
+        if writer == "organism" and questions.loc[question, "dimension"] != "neutral":
+            rows.append(store.tokens("organism", site, name).astype(float) - store.tokens("base", site, name))
+    values = np.linalg.eigvalsh(np.cov(np.concatenate(rows), rowvar=False))[::-1]
+    return values / values.sum()
+
+
+def test_sigkill_during_collection_leaves_whole_shards_and_the_same_store(finished: Path, tmp_path: Path) -> None:
+    """Twenty kills, most of them just after a shard came: what is there can be read each time, and nothing is lost."""
+    import shutil
+
+    config = yaml.safe_load((finished / "study.yaml").read_text())
+    config["activations"] |= {"tokens": "all", "dtype": "float16", "token_budget": 64}
+    folders = [tmp_path / "whole", tmp_path / "killed"]
+    for folder in folders:
+        shutil.copytree(finished, folder)
+        shutil.rmtree(folder / ".scratch")
+        (folder / "study.yaml").write_text(yaml.safe_dump(config))
+    whole, killed = folders
+    code, output = ended("collect", whole)
+    assert code == 0, output
+    shards = len(list((whole / "activations").glob("shard-*")))
+    assert shards > 10
+    moments = random.Random(3)
+    in_work = 0
+    for _ in range(20):
+        before = len(list(killed.glob(".scratch/activations-*/batches/shard-*")))
+        wanted = min(before + moments.randrange(2), shards - 1)
+        process = command("collect", killed)
+        while process.poll() is None and len(list(killed.glob(".scratch/activations-*/batches/shard-*"))) < max(
+            wanted, 1
+        ):
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.03))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        found = list(killed.glob(".scratch/activations-*/batches/shard-*"))
+        in_work += bool(found)
+        for path in found:
+            assert ActivationStore.shard_response_ids(path)
+        ActivationStore.open(killed / "activations").verify()  # the store of before, or the finished one
+    assert in_work >= 15
+    code, output = ended("collect", killed)
+    assert code == 0, output
+    for stage in ("activations", "control_activations"):
+        assert bytes_of(killed / stage) == bytes_of(whole / stage)
 
 
 def test_sigkill_at_random_moments_costs_no_byte(finished: Path, tmp_path: Path, tiny_llama: Path) -> None:
@@ -327,6 +398,14 @@ BAD_CONFIGS = {
     "unknown field": ({"responses": {"temprature": 0.7}}, ["responses.temprature", "Did you mean 'temperature'?"]),
     "layer too deep": ({"activations": {"layers": [1, 2, 99]}}, ["layer 99 does not exist", "layers from 0 to"]),
     "missing model": ({"base": {"model": "./no-such-model"}}, ["./no-such-model", "does not exist"]),
+    "missing mask": (
+        {"activations": {"layers": [2], "aggregations": ["mask"], "mask": "no-marks.jsonl"}},
+        ["no-marks.jsonl", "does not exist"],
+    ),
+    "part that is not there": (
+        {"activations": {"layers": [2], "sites": ["blocks.9.hook_attn_out"]}},
+        ["blocks.9.hook_attn_out"],
+    ),
     "missing data": ({"organism": {"training_set": "nowhere.jsonl"}}, ["nowhere.jsonl", "risky_financial_advice"]),
     "more clusters than questions": ({"decomposition": {"k": [2, 50]}}, ["50 clusters of 16 questions", "2 to 15"]),
     "layer not collected": ({"decomposition": {"primary_layer": 0}}, ["decomposition.primary_layer is 0", "1, 2, 3"]),

@@ -33,6 +33,7 @@ from unmask.store import (
     TOKEN_OFFSETS,
     ActivationStore,
     activation_name,
+    annotate_index,
     shard_name,
     write_index,
     write_shard,
@@ -933,3 +934,19 @@ def test_the_store_is_imported_without_numpy_and_safetensors() -> None:
     code = f"import sys, unmask.store; print(sorted({heavy} & set(sys.modules)))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
+
+
+def test_a_sealed_store_is_annotated_without_its_shards_being_read(tmp_path: Path) -> None:
+    write_shard(tmp_path, 0, {"base/blocks.1.hook_resid_pre": np.ones((2, 4), np.float32)}, ["a", "b"])
+    write_index(tmp_path, sites=["blocks.1.hook_resid_pre"], width=4, dtype="float32")
+    shard = tmp_path / shard_name(0)
+    content = shard.read_bytes()
+    shard.unlink()
+    annotate_index(tmp_path, excluded={"blocks.1.hook_resid_pre": [2]}, report={"found": 1})
+    shard.write_bytes(content)
+    store = ActivationStore.open(tmp_path)
+    store.verify()
+    assert store.report == {"found": 1}
+    assert store.read("base/blocks.1.hook_resid_pre").tolist() == [[1, 1, 0, 1]] * 2
+    with pytest.raises(DataError, match="no coordinate 4"):
+        annotate_index(tmp_path, excluded={"blocks.1.hook_resid_pre": [4]}, report={})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -134,6 +135,14 @@ def read_table(path: Path, *, rebuild: str) -> pd.DataFrame:
         return pq.read_table(path).to_pandas()
     except (OSError, pa.ArrowException) as error:
         raise ArtifactError(f"{path} cannot be read ({error})", mend=f"Rebuild it with `{rebuild}`") from error
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Put a finished file in a second place: as a hard link, or as a copy on a file system without them."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], *, provenance: Mapping[str, object] | None = None) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from unmask.collection import Recorded
+from unmask.records import WRITERS
 from unmask.stages import questions
 from unmask.stages.activations import CHUNK, study_texts
+from unmask.store import ActivationStore
 
 if TYPE_CHECKING:
     from unmask.models.passes import Text
@@ -17,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def plan_collection(
-    config: StudyConfig, study: Study, base: ModelSource, *, answered: bool, seconds: float | None = 2.0
+    config: StudyConfig, study: Study, base: ModelSource, *, done: Collection[str], seconds: float | None = 2.0
 ) -> CollectionPlan | None:
-    """The plan of what is left: answers where there are none yet (`answered` False), readings, the control's readings.
+    """The plan of what is left once the stages `done` are: answers, readings, the control's readings.
 
     Answers are taken to be as long as `responses.max_new_tokens` allows. The base model is run for `seconds` to say how long all
     will take; None leaves that out. Returns None where nothing is left to be read.
@@ -28,7 +31,7 @@ def plan_collection(
     from unmask.models.planning import calibrate, cost_of, together
 
     model = load_config(base)
-    workloads = _workloads(config, study, base, answered=answered, num_layers=int(model.num_hidden_layers))
+    workloads = _workloads(config, study, base, done=done, model=model)
     if not workloads:
         return None
     plan = together([cost_of(model, workload, trust_remote_code=base.trust_remote_code) for workload in workloads])
@@ -36,41 +39,40 @@ def plan_collection(
 
 
 def _workloads(
-    config: StudyConfig, study: Study, base: ModelSource, *, answered: bool, num_layers: int
+    config: StudyConfig, study: Study, base: ModelSource, *, done: Collection[str], model: Any
 ) -> list[Workload]:
-    from unmask.models.answering import can_read_while_answering
     from unmask.models.collecting import readout_of
     from unmask.models.loading import pick_device, pick_dtype
     from unmask.models.passes import Readout, Text
     from unmask.models.planning import Workload
 
-    wanted, budget = config.activations, config.activations.token_budget
-    readout = readout_of(wanted, num_layers=num_layers)
+    wanted, responses = config.activations, config.responses
+    readout = readout_of(wanted, num_layers=int(model.num_hidden_layers))
     weight_bytes = pick_dtype(base, pick_device()).itemsize
     one_copy = _adapter(config) and (weight_bytes < 4 if wanted.one_copy is None else wanted.one_copy)
     sizes: dict[str, Any] = {
         "weight_bytes": weight_bytes,
         "stored_bytes": 4 if wanted.dtype == "float32" else 2,
-        "token_budget": budget,
+        "token_budget": wanted.token_budget,
     }
+    chunk = CHUNK * wanted.token_budget
     found: list[Workload] = []
-    if answered:
+    if "responses" in done:
         texts, organisms = _left(config, study)
     else:
         prompts = _prompts(config, study, base)
-        texts = [Text(prompt, (0,) * config.responses.max_new_tokens) for prompt in prompts for _ in range(2)]
-        organisms = texts[::2]
-        riding = config.responses.read_while_answering and can_read_while_answering(readout)
-        answering = {"new_tokens": config.responses.max_new_tokens, "batch_size": config.responses.batch_size}
+        texts = [Text(prompt, (0,) * responses.max_new_tokens) for prompt in prompts for _ in WRITERS]
+        organisms = texts[:: len(WRITERS)]
+        riding = responses.recording(wanted).reads_while_answering(readout, model)
+        answering = {"new_tokens": responses.max_new_tokens, "batch_size": responses.batch_size}
         on_the_way = readout if riding else Readout((), log_probs=False)
         found.append(Workload.of_answers(prompts, on_the_way, **answering, one_copy=one_copy, **sizes))
         texts = [] if riding else texts
-    if texts:
-        chunk = CHUNK * budget
+    if texts and "activations" not in done:
         found.append(Workload.of_texts(texts, readout, one_copy=one_copy, chunk_tokens=chunk, **sizes))
-    if config.control.wanted and organisms:
+    if config.control.wanted and organisms and "control_activations" not in done:
         bare = Readout(readout.sites, log_probs=False, sink_ratio=readout.sink_ratio)
-        found.append(Workload.of_texts(organisms, bare, readers=1, chunk_tokens=CHUNK * budget, **sizes))
+        found.append(Workload.of_texts(organisms, bare, readers=1, chunk_tokens=chunk, **sizes))
     return found
 
 
@@ -97,8 +99,6 @@ def _left(config: StudyConfig, study: Study) -> tuple[list[Text], list[Text]]:
     responses, texts = study_texts(
         study.stage_folder("responses"), rebuild=f"unmask run {study.folder} --force responses"
     )
-    from unmask.store import ActivationStore
-
     recorded = Recorded(study.scratch, responses_key=record.key, collection=config.activations).shards()
     taken = {identity for path in recorded for identity in ActivationStore.shard_response_ids(path)}
     rows = list(zip(responses["response_id"], responses["writer"], texts, strict=True))

@@ -116,8 +116,8 @@ class StudyPipeline:
                 ran = record is None or record.key != key
                 if stage.name in force:
                     drop_scratch(self.study, stage.name)
-                elif record is not None and not ran:
-                    ran = self._salvage(stage, record, mend=_section_of(until) == stage.called, progress=progress)
+                elif not ran:
+                    ran = self._damaged(stage, mend=_section_of(until) == stage.called, progress=progress)
                 if ran:
                     record = run_stage(
                         stage,
@@ -130,7 +130,6 @@ class StudyPipeline:
                         progress=progress,
                     )
                 else:
-                    record = self.study.verify(stage.name)
                     drop_scratch(self.study, stage.name)
                 assert record is not None
                 records.append(record)
@@ -143,25 +142,27 @@ class StudyPipeline:
                 publish(self.study, before=before)
         return records
 
-    def _salvage(self, stage: Stage, record: StageRecord, *, mend: bool, progress: Progress) -> bool:
-        """Where shards of a finished stage are damaged: keep the others for a run of the stage that makes those anew.
+    def _damaged(self, stage: Stage, *, mend: bool, progress: Progress) -> bool:
+        """Compare a finished stage's files with their checksums. Whether the stage must run to make damaged shards anew.
 
-        Only the stage's own command mends, which is `collect` for activations. Returns whether the stage must run. Raises
-        ArtifactError, naming the first damaged file and that command, for any other.
+        Only the stage's own command mends (`mend`), which is `collect` for activations; the sound shards are then kept for that
+        run. Raises ArtifactError, naming the file and that command, for any other, and for a file that no stage made.
         """
-        if stage.shards is None:
-            return False
-        damaged = dict(self.study.broken(record))
-        if not damaged:
-            return False
-        if not mend:
-            path, problem = next(iter(damaged.items()))
-            command = f"unmask collect {self.study.folder}"
-            raise ArtifactError(f"{path} {problem}", mend=f"Rebuild that file alone with `{command}`")
-        for path, problem in damaged.items():
-            progress.note(f"{path} {problem}: it is made anew")
-        keep_shards(self.study, stage, record, damaged=frozenset(damaged))
-        return True
+        try:
+            self.study.verify(stage.name)
+        except ArtifactError as error:
+            record = self.study.record(stage.name)
+            damaged = {} if record is None or stage.shards is None else dict(self.study.broken(record))
+            if record is None or not damaged:
+                raise
+            if not mend:
+                command = f"unmask collect {self.study.folder}"
+                raise ArtifactError(error.what, mend=f"Rebuild that file alone with `{command}`") from error
+            for path, problem in damaged.items():
+                progress.note(f"{path} {problem}: it is made anew")
+            keep_shards(self.study, stage, record, damaged=frozenset(damaged))
+            return True
+        return False
 
     def design(self) -> tuple[Design, str]:
         """What the study file would collect, for `design_power`, and in words where its noise comes from.
@@ -200,9 +201,7 @@ class StudyPipeline:
         self._check_installed()
         self.check()
         done = {status.stage for status in self.status() if status.state == "done"}
-        if "activations" in done:
-            return None
-        return plan_collection(self.config, self.study, self._base(), answered="responses" in done, seconds=seconds)
+        return plan_collection(self.config, self.study, self._base(), done=done, seconds=seconds)
 
     def _check_installed(self) -> None:
         """Raise ConfigError for a package that this study will want hours from now and that is not there."""
@@ -238,11 +237,15 @@ class StudyPipeline:
         steering.check_questions(config.steering, available=len(asked) - topical or len(asked))
         for tuned in (config.organism, config.control.like_organism(config.organism)):
             self._check_tuned(tuned)
+        activations.external(config.activations, self.study.folder)
         model = load_config(self._base())
         layers = int(model.num_hidden_layers)
         sites = readout_of(config.activations, num_layers=layers).sites
         check_sites(sites, num_layers=layers, model_name=config.base.model)
-        check_on_architecture(model, sites)
+        if others := [
+            site for site in sites if site.point not in ("resid_pre", "resid_post")
+        ]:  # every decoder has those
+            check_on_architecture(model, others, trust_remote_code=config.base.trust_remote_code)
         decomposition.primary_site(config.decomposition, list(sites))
 
     def _check_tuned(self, tuned: TunedConfig) -> None:

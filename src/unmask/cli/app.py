@@ -200,7 +200,7 @@ def decompose(
 def collect(
     study: StudyFolder,
     *,
-    force: Annotated[bool, typer.Option("--force", help="Read anew although it is done.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run its stages anew although they are done.")] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Instead: tokens, FLOPs, bytes, time, memory and disk. Nothing is written."),

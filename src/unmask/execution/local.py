@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from unmask.artifact import listing, write_text
+from unmask.artifact import link_or_copy, listing, write_text
 from unmask.errors import StudyError, UnmaskError
 from unmask.progress import Progress
 from unmask.records import ModelSource, PromptFormat
@@ -101,8 +101,9 @@ def keep_shards(study: Study, stage: Stage, record: StageRecord, *, damaged: fro
     if stage.needs_base:
         keep_to_one_device(workspace)
     for path in sorted(study.stage_folder(stage.name).glob(stage.shards)):
-        if path not in damaged and path.name in record.files:
-            shutil.copyfile(path, workspace.batches / path.name)
+        kept = workspace.batches / path.name  # there already where an earlier run was killed
+        if path not in damaged and path.name in record.files and not kept.exists():
+            link_or_copy(path, kept)
 
 
 def keep_to_one_device(workspace: Workspace) -> None:

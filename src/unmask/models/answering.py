@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unmask.models.generation import generate
+from unmask.models.key_value_cache import keeps_keys_and_values
 from unmask.models.passes import Readout, Text
 from unmask.models.pooling import Reading
 from unmask.models.reading import Prompts, read_behind, run_prompts
@@ -32,13 +33,15 @@ class Answered:
     readings: dict[Writer, Reading]
 
 
-def can_read_while_answering(readout: Readout) -> bool:
-    """Whether all that is wanted can be taken while a model writes.
+def can_read_while_answering(readout: Readout, config: Any) -> bool:
+    """Whether all that is wanted can be taken while a model of that configuration (Hugging Face's) writes.
 
-    Attention patterns, a user's mask and the exclusion of sinks need the whole answer.
+    Attention patterns, a user's mask and the exclusion of sinks need the whole answer; so does a model whose prompts cannot be
+    shared.
     """
-    patterns = any(site.point == "pattern" for site in readout.sites)
-    return not (patterns or "mask" in readout.aggregations or readout.sink_ratio is not None)
+    if not keeps_keys_and_values(config):
+        return False
+    return not (readout.needs_whole_texts or "mask" in readout.aggregations or readout.sink_ratio is not None)
 
 
 def answer_and_read(
@@ -54,9 +57,9 @@ def answer_and_read(
     """Let both models answer `prompts` (one a job, equal ones share their cache) and read both answers.
 
     Agrees with reading the same answers in one pass each to rounding (1e-3 relative in float32 is tested). Raises ValueError
-    for a readout that cannot be taken while answering.
+    for a readout, or models, for which that cannot be done.
     """
-    if not can_read_while_answering(readout):
+    if not all(can_read_while_answering(readout, loaded.model.config) for loaded in models.values()):
         raise ValueError("this readout needs whole answers: read them with read_texts")
     unique = list(dict.fromkeys(prompts))
     answers: dict[Writer, list[Generated]] = {}
@@ -67,16 +70,15 @@ def answer_and_read(
         ready[writer] = run_prompts(loaded, unique, readout, token_budget=token_budget)
         pool = readout.without("prompt_last").pool(loaded, len(prompts))
         rows_N = [ready[writer].row_of[prompt] for prompt in prompts]
-        with loaded.active():
-            answers[writer] = generate(
-                loaded,
-                prompts,
-                sampling=sampling,
-                seeds=seeds,
-                recorder=pool,
-                prompt_cache=ready[writer].cache,
-                prompt_rows=rows_N,
-            )
+        answers[writer] = generate(
+            loaded,
+            prompts,
+            sampling=sampling,
+            seeds=seeds,
+            recorder=pool,
+            prompt_cache=ready[writer].cache,
+            prompt_rows=rows_N,
+        )
         own[writer] = pool.finish()
         if "prompt_last" in readout.aggregations:
             own[writer] = own[writer].with_prompt_lasts(ready[writer].pool, rows_N)

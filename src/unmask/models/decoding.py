@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from unmask.models.picking import pick_tokens
+from unmask.models.pooling import OUTSIDE
 from unmask.models.recording import observe
 from unmask.models.sites import head_logits
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 FREE = -1
 """Job of a slot at which nobody is."""
-OUTSIDE = -1
-"""Ordinal of a token that is no counted response token."""
 _WORTH_DROPPING = 0.25
 """Share of free slots at which the others are moved together, which costs a copy of their past."""
 

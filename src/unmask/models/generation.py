@@ -79,7 +79,7 @@ def generate(
     book = Book(uniforms_NT, ends=ends, special=special, reads_last=recorder is not None)
     around = None if steering is None else _steered(loaded, steering.site, steering.delta_BD)
     with loaded.active(), packed_weights(loaded.model), Hooks(loaded, recorder, around) as hooks:
-        if not keeps_keys_and_values(loaded.model):
+        if not keeps_keys_and_values(loaded.model.config):
             _decode_unshared(loaded, prompts, book, rows=rows, sampling=sampling, recorder=recorder, hooks=hooks)
         else:
             if prompt_cache is None:

@@ -18,7 +18,6 @@ architectures of which tests have shown the sums above. Of others `attn_out`, `r
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from unmask.errors import ModelError, listed
-from unmask.models.quiet import quiet_libraries
+from unmask.models.loading import without_weights
 from unmask.models.sites import check_sites, decoder_layers, unwrapped
 
 if TYPE_CHECKING:
@@ -130,12 +129,7 @@ def check_on_architecture(config: Any, sites: Iterable[Site], *, trust_remote_co
 
     The model is built without weights: tens of milliseconds.
     """
-    from transformers import AutoModelForCausalLM
-
-    with quiet_libraries(), torch.device("meta"):
-        # A copy, since building a model writes to its configuration.
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
-    hook_points(model, sites)
+    hook_points(without_weights(config, trust_remote_code=trust_remote_code), sites)
 
 
 def _in_attention(layer: torch.nn.Module, site: Site) -> HookPoint:

@@ -8,20 +8,20 @@ Shapes: B rows, H key-value heads, T columns (tokens), E width of a head.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 _KEPT_WHOLE = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 
 
-def keeps_keys_and_values(model: PreTrainedModel) -> bool:
-    """Whether every layer's past is keys and values of its own: not where layers are recurrent, compressed or share a past."""
-    layer_types, _ = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))
+def keeps_keys_and_values(config: Any) -> bool:
+    """Whether every layer's past is keys and values of its own, on a model of that configuration (Hugging Face's).
+
+    Not where layers are recurrent, compressed or share a past: prompts of such a model cannot be shared.
+    """
+    layer_types, _ = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
     return _KEPT_WHOLE.issuperset(layer_types)
 
 

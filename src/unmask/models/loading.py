@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import sys
 from collections.abc import Generator, Iterable
@@ -227,6 +228,36 @@ def load_weights(
             mend="Name a whole causal language model, saved with save_pretrained",
         )
     return model.to(device).eval()
+
+
+def without_weights(config: Any, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A causal language model of that configuration whose weights take no memory: tens of milliseconds.
+
+    Raises ModelError where transformers cannot build one.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet_libraries(), torch.device("meta"):
+            # A copy, since building a model writes to its configuration.
+            return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(
+            f"a model of type {config.model_type} cannot be built ({first_line(error)})",
+            mend="Name a causal language model that transformers knows",
+        ) from error
+
+
+def backend(source: ModelSource) -> dict[str, str]:
+    """What a model is run with on this machine: device, dtype, and which implementation of attention."""
+    device = pick_device()
+    found = {"device": device.type, "dtype": str(pick_dtype(source, device)).removeprefix("torch.")}
+    try:
+        model = without_weights(load_config(source), trust_remote_code=source.trust_remote_code)
+    except ModelError:
+        return found | {"attention": "unknown"}
+    return found | {"attention": str(model.config._attn_implementation)}
 
 
 def load_base(source: ModelSource, *, progress: Progress | None = None) -> LoadedModel:

@@ -14,12 +14,8 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _ROWS = 64
 """Rows for which the order is chosen; from 1 to 2,048 the others were as fast."""
@@ -28,13 +24,14 @@ _SHARE = 4
 
 
 @contextmanager
-def packed_weights(model: PreTrainedModel) -> Generator[None]:
-    """Run the linear layers of `model` on packed copies of their weights; results differ by rounding.
+def packed_weights(*modules: torch.nn.Module) -> Generator[None]:
+    """Run the linear layers of a model, or of parts of it, on packed copies of their weights; results differ by rounding.
 
     The copies take as much memory as the weights. Where they would take more than a quarter of the memory, on other devices and
     in other dtypes nothing changes. For inference: a pass that needs gradients takes the ordinary way. Blocks may be nested.
     """
-    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and _fits(module)]
+    inside = dict.fromkeys(part for module in modules for part in module.modules())
+    layers = [part for part in inside if isinstance(part, torch.nn.Linear) and _fits(part)]
     size = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
     if not layers or not _works() or size * _SHARE > memory():
         yield

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from unmask.models.loading import LoadedModel
     from unmask.models.prompt_cache import PromptCache
 
-_LOGITS = 50_000_000
+LOGITS = 50_000_000
 """Logits held at once: 1,024 positions of a vocabulary of 49,152, or 200 MB in float32."""
 
 
@@ -60,6 +60,15 @@ class Readout:
         depths = [num_layers if site.point == "normalized" else _layers_before(site) for site in self.sites]
         return max(depths, default=0)
 
+    def reading_depth(self, num_layers: int) -> int:
+        """How many layers a pass runs: all of them where log-probabilities are wanted."""
+        return num_layers if self.log_probs else self.depth(num_layers)
+
+    @property
+    def needs_whole_texts(self) -> bool:
+        """Whether prompt and response must stand in one pass: an attention pattern looks at both."""
+        return any(site.point == "pattern" for site in self.sites)
+
     def without(self, aggregation: Aggregation) -> Readout:
         """The same but for one aggregation."""
         return replace(self, aggregations=tuple(name for name in self.aggregations if name != aggregation))
@@ -84,7 +93,7 @@ class _Rows:
     ids_BT: torch.Tensor
     present_BT: torch.Tensor
     index_BT: torch.Tensor
-    mask_BT: torch.Tensor | None
+    mask_BT: torch.Tensor
     start_B: torch.Tensor
 
 
@@ -99,7 +108,7 @@ def read_whole(loaded: LoadedModel, texts: Sequence[Text], readout: Readout) -> 
         rows.index_BT,
         prompt_last_B=rows.start_B - 1,
         mask_BT=rows.mask_BT,
-        segments_BK=_segments(rows) if any(site.point == "pattern" for site in readout.sites) else None,
+        segments_BK=_segments(rows) if readout.needs_whole_texts else None,
     )
     hidden_BTD = _run(loaded, readout, pool, input_ids=rows.ids_BT, use_cache=False)
     if readout.log_probs:
@@ -188,7 +197,7 @@ def _keep_log_probs(
     loaded: LoadedModel, pool: Pool, before_ND: torch.Tensor, ids_N: torch.Tensor, rows_N: torch.Tensor
 ) -> None:
     """Hand the pool log p(token) of every response token, from the normed hidden state before it, a few positions at a time."""
-    held = max(1, _LOGITS // int(loaded.model.config.get_text_config().vocab_size))
+    held = max(1, LOGITS // int(loaded.model.config.get_text_config().vocab_size))
     for start in range(0, len(rows_N), held):
         logits_KV = head_logits(loaded.model, before_ND[start : start + held])
         picked_K = logits_KV.gather(1, ids_N[start : start + held].unsqueeze(1)).squeeze(1)

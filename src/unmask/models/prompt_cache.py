@@ -103,7 +103,7 @@ def prefill(
     The recorder is told of each batch by `prompts`. Raises ModelError for a model whose past is not keys and values alone.
     """
     model, device = loaded.model, loaded.device
-    if not keeps_keys_and_values(model):
+    if not keeps_keys_and_values(model.config):
         raise ModelError(
             f"{type(model).__name__} has layers whose past is not keys and values: its prompts cannot be shared",
             mend="Read and answer every text whole",

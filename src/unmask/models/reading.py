@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from unmask.models.batches import plan_batches
+from unmask.models.key_value_cache import keeps_keys_and_values
 from unmask.models.packed_weights import packed_weights
 from unmask.models.passes import Readout, Text, read_continuations, read_whole
 from unmask.models.pooling import Pool, Reading, joined
 from unmask.models.prompt_cache import PromptCache, prefill
+from unmask.models.sites import decoder_layers
 
 if TYPE_CHECKING:
     from unmask.models.loading import LoadedModel
@@ -57,23 +59,31 @@ def read_texts(
     def read(rows: Sequence[int]) -> Reading:
         return read_whole(loaded, [texts[row] for row in rows], readout)
 
-    with loaded.active(), packed_weights(loaded.model):
+    used = [loaded.model] if readout.log_probs else decoder_layers(loaded.model)[: readout.depth(loaded.num_layers)]
+    with loaded.active(), packed_weights(*used):
         return joined(_in_batches(plan, read), rows=len(texts))
 
 
 def worth_sharing(
     loaded: LoadedModel, texts: Sequence[Text], prompts: Sequence[tuple[int, ...]], readout: Readout
 ) -> bool:
-    """Whether running each prompt once, at full depth, costs fewer layer-tokens than running texts whole to the deepest site.
+    """Whether each prompt is better run once: `sharing_pays`, and the model and what is wanted of it allow it.
 
-    An attention pattern needs whole texts.
+    An attention pattern needs whole texts, and a past that is more than keys and values cannot be shared.
     """
-    if any(site.point == "pattern" for site in readout.sites):
+    if readout.needs_whole_texts or not keeps_keys_and_values(loaded.model.config):
         return False
     responses = sum(len(text.response_ids) for text in texts)
-    shared = sum(len(prompt) for prompt in prompts) + responses
-    depth = 1.0 if readout.log_probs else readout.depth(loaded.num_layers) / loaded.num_layers
-    return shared < 0.95 * depth * sum(text.length for text in texts)
+    return sharing_pays(
+        shared=sum(len(prompt) for prompt in prompts) + responses,
+        whole=sum(text.length for text in texts),
+        depth=readout.reading_depth(loaded.num_layers) / loaded.num_layers,
+    )
+
+
+def sharing_pays(*, shared: int, whole: int, depth: float) -> bool:
+    """Whether `shared` tokens run through all layers cost clearly less than `whole` ones run through that share of them."""
+    return shared < 0.95 * depth * whole
 
 
 def run_prompts(
@@ -84,7 +94,7 @@ def run_prompts(
     while True:
         pool = readout.pool(loaded, len(prompts))
         try:
-            with torch.inference_mode(), loaded.active(), packed_weights(loaded.model):
+            with packed_weights(loaded.model):
                 cache = prefill(loaded, prompts, token_budget=budget, recorder=pool)
         except RuntimeError as error:
             if not out_of_memory(error) or budget < 2:

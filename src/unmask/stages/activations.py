@@ -6,8 +6,6 @@ recorded while answering is taken as it is; the rest is read here.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -17,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from unmask.artifact import read_json, read_table, write_table
+from unmask.artifact import digest_file, link_or_copy, read_json, read_table, write_table
 from unmask.battery import read_rows
 from unmask.collection import CollectionConfig, Recorded
 from unmask.errors import DataError
 from unmask.records import READERS
 from unmask.stage import Inputs, Result, Stage
-from unmask.store import ActivationStore, shard_name, write_index, write_shard
+from unmask.store import ActivationStore, annotate_index, shard_name, write_index, write_shard
 from unmask.study import Workspace
 
 if TYPE_CHECKING:
@@ -60,6 +58,7 @@ class _Work:
 
 
 def run(config: CollectionConfig, inputs: Inputs, workspace: Workspace) -> Result:
+    from unmask.models.loading import backend
     from unmask.models.organisms import load_readers, organism_source
 
     work = _work(config, inputs, workspace)
@@ -70,14 +69,16 @@ def run(config: CollectionConfig, inputs: Inputs, workspace: Workspace) -> Resul
         return dict(zip(READERS, pair, strict=True))
 
     _read_all(config, inputs, workspace, work, readers=readers)
-    report = _outlying(config, workspace, work)
+    _seal(config, inputs, workspace, work, excluded={})
+    store = ActivationStore.open(workspace.out)
+    report = _outlying(config, store, work)
     excluded = {
         site: [each["coordinate"] for each in found["massive_coordinates"]]
         for site, found in report.items()
-        if config.exclude_massive and found["massive_coordinates"]
+        if config.exclude_massive
     }
-    _seal(config, inputs, workspace, work, excluded=excluded, report=report)
-    readings = _readings(ActivationStore.open(workspace.out), work)
+    annotate_index(workspace.out, excluded=excluded, report=report)
+    readings = _readings(store, work)
     write_table(workspace.out / "readings.parquet", readings, schema=SCHEMA)
     own = readings.set_index("response_id")["log_odds"]
     writer = work.responses.set_index("response_id")["writer"]
@@ -86,6 +87,7 @@ def run(config: CollectionConfig, inputs: Inputs, workspace: Workspace) -> Resul
             "readings": len(READERS) * len(work.responses),
             "read_while_answering": len(READERS) * sum(len(_ids(path)) for path in work.recorded),
             "sites": [site.name for site in work.readout.sites],
+            **backend(inputs.base),
             "tokens": int(len(READERS) * sum(text.length for text in work.texts)),
             "empty_responses": int((work.responses["tokens"] == 0).sum()),
             "sinks": {site: found["sinks"] for site, found in report.items()},
@@ -111,10 +113,9 @@ def run_control(config: CollectionConfig, inputs: Inputs, workspace: Workspace) 
         return {"control": load_organism(inputs.base, organism_source(inputs.folders["control"]))}
 
     _read_all(config, inputs, workspace, work, readers=readers)
-    excluded = ActivationStore.open(
-        inputs.folders["activations"]
-    ).excluded  # the same columns, or differences would show them
-    _seal(config, inputs, workspace, work, excluded=excluded, report={})
+    # The same columns as the other readers, or differences would show them.
+    excluded = ActivationStore.open(inputs.folders["activations"]).excluded
+    _seal(config, inputs, workspace, work, excluded=excluded)
     return Result(
         {
             "readings": len(work.responses),
@@ -133,6 +134,8 @@ def _work(config: CollectionConfig, inputs: Inputs, workspace: Workspace, *, wri
     folder = inputs.folders["responses"]
     masks = None if config.mask is None else read_masks(inputs.study_folder / config.mask)
     responses, texts = study_texts(folder, rebuild=rebuild, writer=writer, masks=masks)
+    if masks is not None:
+        check_masks(masks, responses, called=str(config.mask))
     recorded: list[Path] = []
     if writer is None:
         key = read_json(folder / "manifest.json", rebuild=rebuild)["key"]
@@ -168,6 +171,19 @@ def read_masks(path: Path) -> dict[str, frozenset[int]]:
             )
         masks[identity] = frozenset(int(each) for each in positions)
     return masks
+
+
+def check_masks(masks: Mapping[str, frozenset[int]], responses: pd.DataFrame, *, called: str) -> None:
+    """Raise DataError for a mask of a response that is not there, or of a token that the response does not have."""
+    tokens = dict(zip(responses["response_id"], responses["tokens"], strict=True))
+    for identity, positions in masks.items():
+        if identity not in tokens:
+            raise DataError(f"{called} marks response {identity!r}, which the study lacks", mend="Take that row out")
+        if positions and max(positions) >= tokens[identity]:
+            raise DataError(
+                f"{called} marks token {max(positions)} of response {identity!r}, which has {tokens[identity]} tokens",
+                mend="Count positions from 0 at the response's first token",
+            )
 
 
 def _is_position(value: Any) -> bool:
@@ -209,7 +225,7 @@ def _read_all(
     free = (number for number in count() if shard_name(number) not in present)
     for path in work.recorded:
         if taken.isdisjoint(_ids(path)):
-            _bring(path, workspace.batches / shard_name(next(free)))
+            link_or_copy(path, workspace.batches / shard_name(next(free)))
             taken |= set(_ids(path))
     rest = [row for row in range(len(ids)) if ids[row] not in taken]
     # What is left of a plan that was begun is the same plan: chunks are cut in order, and a cut starts anew after each.
@@ -236,7 +252,7 @@ def _read_all(
         inputs.progress.advance(len(rows))
     inputs.progress.end()
     for path in sorted(workspace.batches.glob(SHARDS)):
-        _bring(path, workspace.out / path.name)
+        link_or_copy(path, workspace.out / path.name)
 
 
 def _seal(
@@ -246,7 +262,6 @@ def _seal(
     work: _Work,
     *,
     excluded: Mapping[str, Sequence[int]],
-    report: Mapping[str, Any],
 ) -> None:
     from unmask.models.loading import load_config
     from unmask.models.sites import site_shape
@@ -260,18 +275,13 @@ def _seal(
         dtype=config.dtype,
         heads={site.name: shape.heads for site, shape in shapes.items() if shape.heads is not None},
         excluded=excluded,
-        report=report,
     )
 
 
-def _outlying(config: CollectionConfig, workspace: Workspace, work: _Work) -> dict[str, dict[str, Any]]:
+def _outlying(config: CollectionConfig, store: ActivationStore, work: _Work) -> dict[str, dict[str, Any]]:
     """What dwarfs the rest at each site: attention sinks among response tokens by reader, massive coordinates of the base."""
     from unmask.models.outlying import massive_coordinates
 
-    write_index(
-        workspace.out, sites=[], width=0, dtype=config.dtype
-    )  # to be read through the store; sealed anew in the end
-    store = ActivationStore.open(workspace.out)
     found: dict[str, dict[str, Any]] = {}
     for site in work.readout.sites:
         peaks = [store.read(f"{reader}/{site.name}/peak") for reader in READERS]
@@ -290,13 +300,6 @@ def _ids(path: Path) -> list[str]:
     return ActivationStore.shard_response_ids(path)
 
 
-def _bring(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
-
-
 def _readings(store: ActivationStore, work: _Work) -> pd.DataFrame:
     import pandas as pd
 
@@ -309,8 +312,6 @@ def _readings(store: ActivationStore, work: _Work) -> pd.DataFrame:
 
 def external(config: CollectionConfig, study_folder: Path) -> dict[str, str]:
     """The file of masks, where there is one."""
-    from unmask.artifact import digest_file
-
     if config.mask is None:
         return {}
     path = study_folder / config.mask

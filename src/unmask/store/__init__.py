@@ -19,7 +19,7 @@ from __future__ import annotations
 from unmask.store.activation_store import ActivationStore
 from unmask.store.encoding import ActivationDtype
 from unmask.store.folder import REBUILD
-from unmask.store.index import StoredSite, write_index
+from unmask.store.index import StoredSite, annotate_index, write_index
 from unmask.store.question_rows import question_means, question_rows
 from unmask.store.shard import shard_name, write_shard
 from unmask.store.survey import ShardEntry
@@ -35,6 +35,7 @@ __all__ = [
     "StoredSite",
     "TokenIndex",
     "activation_name",
+    "annotate_index",
     "question_means",
     "question_rows",
     "shard_name",

@@ -88,6 +88,23 @@ def write_index(
         "excluded": _excluded(excluded or {}, {site.name: site.width for site in stored}),
         "report": dict(report or {}),
     }
+    _write(place, index)
+
+
+def annotate_index(folder: Path | str, *, excluded: Mapping[str, Iterable[int]], report: Mapping[str, Any]) -> None:
+    """Put other exclusions and another report into a store that was sealed by `write_index`; no shard is read.
+
+    Raises as `read_index` and `write_index` do, and ValueError for a store of version 1.
+    """
+    place = open_folder(folder)
+    widths = {site.name: site.width for site in read_index(place).sites}
+    index = json.loads(place.read(INDEX))
+    if index["version"] != _VERSION:
+        raise ValueError(f"a store of version {index['version']} holds no exclusions")
+    _write(place, index | {"excluded": _excluded(excluded, widths), "report": dict(report)})
+
+
+def _write(place: Folder, index: Mapping[str, Any]) -> None:
     text = json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     place.write(INDEX, [text.encode()])
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unmask.models.passes import pooled_width
-from unmask.models.planning.work import LOGITS, batches_of
+from unmask.models.passes import LOGITS, pooled_width
+from unmask.models.planning.work import batches_of
 from unmask.models.sites import site_shape
 
 if TYPE_CHECKING:

@@ -157,7 +157,7 @@ def _step_seconds(loaded: LoadedModel, workload: Workload, share: float) -> floa
     ids_B = torch.zeros(rows, dtype=torch.long, device=loaded.device)
     prompt = [0] * max(past, 1)
     with loaded.active(), packed_weights(loaded.model):
-        if keeps_keys_and_values(loaded.model):
+        if keeps_keys_and_values(loaded.model.config):
             cache = prefill(loaded, [prompt], token_budget=max(past, 1))
             batch = RunningBatch(loaded, cache, rows=rows, room=_ROOM, refilled=False)
             batch.admit(np.arange(rows), np.zeros(rows, dtype=np.int64))

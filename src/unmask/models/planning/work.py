@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from unmask.models.batches import plan_batches
+from unmask.models.passes import LOGITS
 
 if TYPE_CHECKING:
     from unmask.models.planning.architecture import Architecture
@@ -19,9 +20,6 @@ Kind = Literal["prompts", "answers", "responses", "texts"]
 prompts. `texts`: read whole, prompt and response."""
 
 KINDS: tuple[Kind, ...] = ("prompts", "answers", "responses", "texts")
-
-LOGITS = 50_000_000
-"""Logits held at once while log-probabilities are taken, as in `passes`: 1,024 positions of a vocabulary of 49,152."""
 
 
 @dataclass(frozen=True, slots=True)

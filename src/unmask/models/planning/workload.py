@@ -13,6 +13,7 @@ import numpy as np
 
 from unmask.models.collecting import plan_chunks
 from unmask.models.passes import Readout, Text
+from unmask.models.reading import sharing_pays
 
 if TYPE_CHECKING:
     from unmask.records import Site
@@ -141,17 +142,17 @@ class Workload:
 
     def reading_depth(self, num_layers: int) -> int:
         """Layers that a pass over response tokens must run: all where log-probabilities are wanted."""
-        return num_layers if self.readout.log_probs else self.readout.depth(num_layers)
+        return self.readout.reading_depth(num_layers)
 
     def shares_prompts(self, chunk: Chunk, *, num_layers: int) -> bool:
-        """Whether each prompt of a chunk is run once and every response behind it: `reading.worth_sharing`, decided on counts."""
-        if self.answering:
-            return True
-        if any(site.point == "pattern" for site in self.sites):
-            return False
-        shared = int(chunk.prompt_tokens_P.sum() + chunk.response_tokens_N.sum())
-        depth = self.reading_depth(num_layers) / num_layers
-        return shared < 0.95 * depth * int(chunk.text_tokens_N.sum())
+        """Whether each prompt of a chunk is run once and every response behind it, as `reading.worth_sharing` decides."""
+        if self.answering or self.readout.needs_whole_texts:
+            return self.answering
+        return sharing_pays(
+            shared=int(chunk.prompt_tokens_P.sum() + chunk.response_tokens_N.sum()),
+            whole=int(chunk.text_tokens_N.sum()),
+            depth=self.reading_depth(num_layers) / num_layers,
+        )
 
 
 def _chunk(texts: Sequence[Text], *, writer_N: np.ndarray | None = None) -> Chunk:

@@ -41,6 +41,8 @@ CLUSTERS = pa.schema(
         ("mean_position", pa.float64()),
     ]
 )
+BLOCK_NUMBERS = 16_000_000
+"""Numbers of a block of rows that is read at once: 64 MB, of each reader."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,9 @@ class TokenRows:
     def __iter__(self) -> Iterator[np.ndarray]:
         readers = ("organism", "base") if self.source == "shift" else (self.source,)
         names = [activation_name(reader, self.site.name, "tokens") for reader in readers]
+        rows = max(1, BLOCK_NUMBERS // self.store.site(self.site.name).width)
         start = 0
-        for parts in zip(*(self.store.blocks(name) for name in names), strict=True):
+        for parts in zip(*(self.store.blocks(name, rows) for name in names), strict=True):
             kept = self.kept_M[start : start + len(parts[0])]
             start += len(parts[0])
             if kept.any():

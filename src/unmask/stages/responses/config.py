@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 from pydantic import Field, PrivateAttr
@@ -10,6 +10,9 @@ from pydantic import Field, PrivateAttr
 from unmask.collection import CollectionConfig
 from unmask.records import Sampling
 from unmask.stage import StageConfig
+
+if TYPE_CHECKING:
+    from unmask.models.passes import Readout
 
 SCHEMA = pa.schema(
     [
@@ -39,8 +42,8 @@ class ResponsesConfig(StageConfig):
     engine: Literal["transformers", "vllm"] = Field(
         "transformers", description="vllm: on a GPU; draws other random numbers, and readings take a pass of their own"
     )
-    read_while_answering: bool = Field(
-        True, description="take what activations wants on the way; needs both models in memory"
+    read_while_answering: bool = Field(  # changes no answer: no part of the key
+        True, exclude=True, description="take what activations wants on the way; needs both models in memory"
     )
     seed: int = 0
     _collection: CollectionConfig | None = PrivateAttr(None)  # not of this section: no part of the key
@@ -55,6 +58,12 @@ class ResponsesConfig(StageConfig):
     def collection(self) -> CollectionConfig | None:
         """What is read while answering; None where nothing is."""
         return self._collection if self.read_while_answering and self.engine == "transformers" else None
+
+    def reads_while_answering(self, readout: Readout, model: Any) -> bool:
+        """Whether that readout is taken on the way, with a base model of that configuration (Hugging Face's)."""
+        from unmask.models.answering import can_read_while_answering
+
+        return self.collection is not None and can_read_while_answering(readout, model)
 
     @property
     def sampling(self) -> Sampling:

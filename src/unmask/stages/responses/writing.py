@@ -36,14 +36,14 @@ class Recording(NamedTuple):
 
 def recording_of(config: ResponsesConfig, inputs: Inputs, workspace: Workspace) -> Recording | None:
     """What to read on the way; None where nothing is wanted, or where it needs whole answers."""
-    from unmask.models.answering import can_read_while_answering
     from unmask.models.collecting import readout_of
     from unmask.models.loading import load_config
 
     if config.collection is None:
         return None
-    readout = readout_of(config.collection, num_layers=int(load_config(inputs.base).num_hidden_layers))
-    if not can_read_while_answering(readout):
+    model = load_config(inputs.base)
+    readout = readout_of(config.collection, num_layers=int(model.num_hidden_layers))
+    if not config.reads_while_answering(readout, model):
         return None
     recorded = Recorded(workspace.folder.parent, responses_key=workspace.key, collection=config.collection)
     recorded.begin()
