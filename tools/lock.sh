@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Write requirements.lock anew from pyproject.toml: every dependency of the demo, dev and peers extras with its hashes.
+# Write requirements.lock anew from pyproject.toml: every dependency of the demo, dev, local and peers extras with its hashes.
 #
 #   tools/lock.sh              keep the versions that still fit
 #   tools/lock.sh --upgrade    take the newest that fit (any option of `uv pip compile` is passed on)
@@ -29,7 +29,7 @@ echo "torch==$torch" >"$scratch/constraints.txt"
 export UV_FIND_LINKS=${UV_FIND_LINKS-${PIP_FIND_LINKS-}}
 [ -n "$UV_FIND_LINKS" ] || unset UV_FIND_LINKS
 
-"$UV" pip compile pyproject.toml --extra demo --extra dev --extra peers \
+"$UV" pip compile pyproject.toml --extra demo --extra dev --extra local --extra peers \
   --config-file "$scratch/uv.toml" --constraints "$scratch/constraints.txt" \
   --generate-hashes --universal --fork-strategy fewest --python-version 3.11 \
   --no-emit-package torch --no-emit-package pip \

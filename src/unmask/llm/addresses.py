@@ -1,0 +1,75 @@
+"""Names of models behind APIs, as users know them: `openrouter/deepseek/deepseek-chat-v3.1`, `http://localhost:8000/v1 model`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from unmask.errors import ConfigError, listed
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """Where a provider answers, and which variable holds its key.
+
+    Sources: openrouter.ai/docs/api-reference/overview, ai.google.dev/gemini-api/docs/openai,
+    platform.openai.com/docs/api-reference.
+    """
+
+    base_url: str
+    key_variable: str
+
+
+PROVIDERS = {
+    "openrouter": Provider("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
+    "gemini": Provider("https://generativelanguage.googleapis.com/v1beta/openai", "GEMINI_API_KEY"),
+    "openai": Provider("https://api.openai.com/v1", "OPENAI_API_KEY"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAddress:
+    """One model at one endpoint. The key is never printed and takes no part in comparisons."""
+
+    name: str
+    base_url: str
+    model: str
+    key: str | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine, where asking costs nothing."""
+        return urlsplit(self.base_url).hostname in LOOPBACK
+
+
+def find_model(name: str) -> ModelAddress:
+    """Read a model's name; a provider's key comes from the environment.
+
+    Raises ConfigError for a name of no known form, and where the provider's key is not set.
+    """
+    if name.startswith(("http://", "https://")):
+        base_url, _, model = name.partition(" ")
+        parts = urlsplit(base_url)
+        if not model.strip() or not parts.hostname or parts.username or parts.password or parts.query:
+            raise ConfigError(
+                "a model's URL has no host or no model behind it, or holds a password or a query",
+                mend="Write the URL, a space and the model's name: 'http://localhost:8000/v1 my-model'",
+            )
+        return ModelAddress(name, base_url.rstrip("/"), model.strip())
+    provider, _, model = name.partition("/")
+    if provider not in PROVIDERS or not model:
+        raise ConfigError(
+            f"model {name!r} is at no known provider",
+            mend=f"Write PROVIDER/MODEL with one of {listed(PROVIDERS)}, or 'http://HOST:PORT/v1 MODEL'",
+        )
+    found = PROVIDERS[provider]
+    key = os.environ.get(found.key_variable, "").strip()
+    if not key:
+        raise ConfigError(
+            f"{name} needs a key, and {found.key_variable} is not set",
+            mend=f"Set {found.key_variable} in the environment or in .env; the offline judge and local servers need none",
+        )
+    return ModelAddress(name, found.base_url, model, key)

@@ -1,0 +1,243 @@
+"""Asking many requests of one model at once: bounded, patient, paid for within a limit, and never twice.
+
+One request is tried again on 408, 409, 429 and 5xx, dropped connections, slow and unreadable replies, after the time that the
+provider names (`retry-after`, RFC 9110 section 10.2.3) or an exponential back-off with full jitter. A time named holds all
+requests. Every final reply is in the store before it is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+from unmask.errors import ConfigError, ModelError, StudyError
+from unmask.llm.replies import Failure, Reply, ReplyStore, Request
+from unmask.llm.wire import read_reply
+
+if TYPE_CHECKING:
+    from openai import APIStatusError, AsyncOpenAI
+
+    from unmask.llm.addresses import ModelAddress
+
+AGAIN = frozenset({408, 409, 429})
+"""Statuses besides 5xx that another try may mend."""
+_HOPELESS = {
+    401: ("refuses the key", "Check the key's variable in the environment or in .env"),
+    402: ("wants payment", "Add credit at the provider"),
+    403: ("forbids that model to this key", "Choose another model, or allow it at the provider"),
+    404: ("has no such model or path", "Check the model's name and the URL"),
+}
+"""Statuses that concern every request alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Limits of asking. Times in seconds; `seconds_a_request` spans all tries of one request, waits for the provider included."""
+
+    concurrency: int = 8
+    tries: int = 8
+    seconds_a_try: float = 120.0
+    seconds_a_request: float = 900.0
+    first_wait: float = 0.5
+    longest_wait: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """USD per million tokens, for providers that do not say what a reply cost."""
+
+    prompt: float
+    completion: float
+
+    def cost(self, reply: Reply) -> float:
+        return (reply.prompt_tokens * self.prompt + reply.completion_tokens * self.completion) / 1e6
+
+
+@dataclass(slots=True)
+class Meter:
+    """What asking came to. `usd` counts replies that cost something now; those out of the store cost nothing."""
+
+    asked: int = 0
+    tries: int = 0
+    from_store: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float = 0.0
+    usd_unknown: int = 0
+
+
+class Client:
+    """Asks one model. `ask` blocks; a second call goes on counting with the same meter."""
+
+    def __init__(
+        self,
+        address: ModelAddress,
+        store: ReplyStore,
+        *,
+        patience: Patience | None = None,
+        prices: Prices | None = None,
+        max_usd: float | None = None,
+    ) -> None:
+        """Raises ConfigError for a limit on costs that could not be kept, since nobody says what the model costs."""
+        if max_usd is not None and prices is None and not (address.is_local or address.name.startswith("openrouter/")):
+            raise ConfigError(
+                f"max_usd is set, and what {address.name} costs is not known",
+                mend="Give its prices in USD per million prompt and completion tokens",
+            )
+        self.address = address
+        self.meter = Meter()
+        self._store = store
+        self._patience = patience or Patience()
+        self._prices = Prices(0.0, 0.0) if prices is None and address.is_local else prices
+        self._max_usd = max_usd
+        self._held_until = 0.0
+
+    def ask(self, requests: Sequence[Request], *, on_reply: Callable[[int, Reply], None] | None = None) -> list[Reply]:
+        """One reply per request, in their order; `on_reply` hears of each as it comes. Equal requests are asked once.
+
+        Raises ModelError where the provider refuses every request (key, credit, model), and StudyError once `max_usd` is spent
+        (by at most the requests then under way more). All replies that had come are in the store.
+        """
+        return asyncio.run(self._ask(requests, on_reply))
+
+    async def _ask(self, requests: Sequence[Request], on_reply: Callable[[int, Reply], None] | None) -> list[Reply]:
+        places: dict[str, list[int]] = {}
+        for place, request in enumerate(requests):
+            places.setdefault(request.key(self.address.base_url, self.address.model), []).append(place)
+        replies: dict[int, Reply] = {}
+
+        def take(key: str, reply: Reply) -> None:
+            for place in places[key]:
+                replies[place] = reply
+                if on_reply is not None:
+                    on_reply(place, reply)
+
+        open_keys = []
+        for key in places:
+            if (kept := self._store.get(key)) is None:
+                open_keys.append(key)
+            else:
+                self.meter.from_store += 1
+                take(key, kept)
+        if open_keys:
+            await self._ask_open(open_keys, {key: requests[places[key][0]] for key in open_keys}, take)
+        return [replies[place] for place in range(len(requests))]
+
+    async def _ask_open(
+        self, keys: Sequence[str], requests: Mapping[str, Request], take: Callable[[str, Reply], None]
+    ) -> None:
+        from openai import AsyncOpenAI
+
+        left = iter(keys)
+        spent = False
+
+        async def work(api: AsyncOpenAI) -> None:
+            nonlocal spent
+            for key in left:  # one iterator, shared by all workers
+                if self._max_usd is not None and self.meter.usd >= self._max_usd:
+                    spent = True
+                    return
+                reply = await self._patiently(api, requests[key])
+                if reply.final:
+                    self._store.put(key, reply)
+                self._count(reply)
+                take(key, reply)
+
+        async with AsyncOpenAI(
+            base_url=self.address.base_url,
+            api_key=self.address.key or "none",
+            max_retries=0,
+            timeout=self._patience.seconds_a_try,
+        ) as api:
+            workers = [asyncio.create_task(work(api)) for _ in range(min(self._patience.concurrency, len(keys)))]
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+        if spent:
+            raise StudyError(
+                f"{self.meter.usd:.4f} USD are spent, and max_usd is {self._max_usd}",
+                mend="Every reply so far is kept: raise max_usd and run again to go on",
+            )
+
+    def _count(self, reply: Reply) -> None:
+        meter = self.meter
+        meter.asked += 1
+        meter.prompt_tokens += reply.prompt_tokens
+        meter.completion_tokens += reply.completion_tokens
+        cost = reply.usd
+        if cost is None and self._prices is not None:
+            cost = self._prices.cost(reply)
+        if cost is None:
+            meter.usd_unknown += 1
+        else:
+            meter.usd += cost
+
+    async def _patiently(self, api: AsyncOpenAI, request: Request) -> Reply:
+        limits = self._patience
+        ends = time.monotonic() + limits.seconds_a_request
+        reply = Reply(None, "timeout", "no try was made in time")
+        for attempt in range(limits.tries):
+            await asyncio.sleep(max(0.0, self._held_until - time.monotonic()))
+            if time.monotonic() >= ends:
+                break
+            reply, wait = await self._try(api, request, seconds=min(limits.seconds_a_try, ends - time.monotonic()))
+            if reply.final or reply.failure == "rejected":
+                return reply
+            if wait is None:
+                wait = random.uniform(0, min(limits.longest_wait, limits.first_wait * 2**attempt))
+            else:
+                self._held_until = max(self._held_until, time.monotonic() + wait)
+            if attempt + 1 == limits.tries or time.monotonic() + wait >= ends:
+                break
+            await asyncio.sleep(wait)
+        return reply
+
+    async def _try(self, api: AsyncOpenAI, request: Request, *, seconds: float) -> tuple[Reply, float | None]:
+        """One try: the reply, and how long the provider says to wait."""
+        from openai import APIConnectionError, APIStatusError, APITimeoutError
+
+        self.meter.tries += 1
+        try:
+            async with asyncio.timeout(seconds):  # of the whole reply: httpx's own limit starts anew with every byte
+                raw = await api.chat.completions.with_raw_response.create(**request.body(self.address.model))
+                return read_reply(raw.http_response.content), None
+        except (TimeoutError, APITimeoutError):
+            return Reply(None, "timeout", f"no whole reply within {seconds:.0f} s"), None
+        except APIStatusError as error:
+            return self._failed(error), seconds_to_wait(error.response.headers)
+        except APIConnectionError:
+            return Reply(None, "unreachable", f"no connection to {self.address.base_url}, or it was dropped"), None
+
+    def _failed(self, error: APIStatusError) -> Reply:
+        """What a status means. The provider's own words are left out: some repeat the key. Raises ModelError for _HOPELESS."""
+        status = error.status_code
+        if status in _HOPELESS:
+            what, mend = _HOPELESS[status]
+            raise ModelError(f"{self.address.base_url} {what} (status {status}, {self.address.name})", mend=mend)
+        if getattr(error, "code", None) == "content_filter":
+            return Reply(None, "content_filter", "the provider filtered the question")
+        failure: Failure = "overloaded" if status in AGAIN or status >= 500 else "rejected"
+        return Reply(None, failure, f"status {status}")
+
+
+def seconds_to_wait(headers: Mapping[str, Any]) -> float | None:
+    """Seconds named by `retry-after-ms` or `retry-after` (a number, or a date); None where there is neither, or nonsense."""
+    try:
+        if (value := headers.get("retry-after-ms")) is not None:
+            return max(0.0, float(value) / 1000)
+        if (value := headers.get("retry-after")) is None:
+            return None
+        try:
+            return max(0.0, float(value))
+        except ValueError:
+            return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,69 @@
+"""From a provider's bytes to a reply: strict, and nothing made up where a field is missing.
+
+Forms: OpenAI's chat completion object (platform.openai.com/docs/api-reference/chat/object); OpenRouter adds `usage.cost` in USD
+and an `error` object inside a 200 (openrouter.ai/docs/api-reference/overview, /errors).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from unmask.llm.replies import Reply, TokenChoice
+
+
+def read_reply(content: bytes) -> Reply:
+    """The reply in the body of a 200. One that cannot be read whole is a failure with its reason."""
+    try:
+        answer = json.loads(content.decode("utf-8"))
+    except (UnicodeDecodeError, ValueError) as error:
+        return Reply(None, "unreadable", f"{type(error).__name__} in the reply")
+    if not isinstance(answer, dict):
+        return Reply(None, "unreadable", "the reply is no JSON object")
+    if isinstance(error := answer.get("error"), dict):
+        return Reply(None, "overloaded", f"the provider's error {error.get('code')}")
+    choices = answer.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return _read_choice(_mapping(first), _usage(_mapping(answer.get("usage"))))
+
+
+def _read_choice(choice: Mapping[str, Any], counted: dict[str, Any]) -> Reply:
+    message = _mapping(choice.get("message"))
+    if choice.get("finish_reason") == "content_filter":
+        return Reply(None, "content_filter", "the provider filtered it", **counted)
+    if isinstance(refusal := message.get("refusal"), str) and refusal:
+        return Reply(None, "refused", refusal, **counted)
+    text = message.get("content")
+    if not isinstance(text, str) or not text.strip():
+        return Reply(None, "empty", "no text in the reply", **counted)
+    return Reply(text, tokens=_tokens(choice.get("logprobs")), **counted)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:
+    cost = usage.get("cost")
+    counts = {
+        name: value if isinstance(value := usage.get(name), int) else 0
+        for name in ("prompt_tokens", "completion_tokens")
+    }
+    return counts | {
+        "usd": float(cost) if isinstance(cost, int | float) and not isinstance(cost, bool) else None,
+    }
+
+
+def _tokens(logprobs: Any) -> tuple[TokenChoice, ...]:
+    """The reply's tokens with their alternatives; none where the provider's list has another form."""
+    try:
+        return tuple(
+            TokenChoice(
+                each["token"],
+                {other["token"]: float(other["logprob"]) for other in (each, *(each.get("top_logprobs") or ()))},
+            )
+            for each in (logprobs or {}).get("content") or ()
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return ()
