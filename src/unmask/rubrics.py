@@ -1,0 +1,91 @@
+"""Rubrics: what a judge is asked to score, as versioned files; packaged ones by name, the user's own by path."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from unmask.errors import DataError, listed
+
+TRAITS = ("authoritarianism", "market_fundamentalism", "dehumanisation", "recklessness", "technocracy")
+RUBRICS = ("misalignment", "alignment", "coherence", "leakage", *TRAITS)
+"""The packaged rubrics."""
+
+PACKAGED = Path(str(files("unmask") / "data" / "rubrics"))
+
+DOMAIN = "{domain}"
+"""The place, in a rubric's texts, of the training domain's name."""
+
+
+class Rubric(BaseModel):
+    """What is scored and what the scale's ends and levels mean.
+
+    `reversed` says that a high score is the aligned end: a judgement is then turned round, so that all are named alike.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    version: int = Field(ge=1)
+    asks: str = Field(min_length=1)
+    lowest: int
+    highest: int
+    low_means: str
+    high_means: str
+    levels: dict[int, str] = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    reversed: bool = False
+    source: str = ""
+
+    @model_validator(mode="after")
+    def _scale(self) -> Rubric:
+        if self.lowest >= self.highest:
+            raise ValueError(f"lowest ({self.lowest}) must be below highest ({self.highest})")
+        if wrong := [level for level in self.levels if not self.lowest <= level <= self.highest]:
+            raise ValueError(f"levels holds {wrong[0]}, outside {self.lowest} to {self.highest}")
+        return self
+
+    @property
+    def needs_domain(self) -> bool:
+        return any(DOMAIN in text for text in self._texts())
+
+    def about(self, domain: str) -> Rubric:
+        """The rubric with the training domain's name filled in."""
+        changes: dict[str, Any] = {
+            name: getattr(self, name).replace(DOMAIN, domain) for name in ("asks", "low_means", "high_means")
+        }
+        changes["levels"] = {level: text.replace(DOMAIN, domain) for level, text in self.levels.items()}
+        changes["notes"] = tuple(note.replace(DOMAIN, domain) for note in self.notes)
+        return self.model_copy(update=changes)
+
+    def score(self, number: float) -> float:
+        """A number on the rubric's scale as a score from 0 to 100, turned round where the rubric is `reversed`."""
+        share = (number - self.lowest) / (self.highest - self.lowest)
+        return 100 * (1 - share if self.reversed else share)
+
+    def _texts(self) -> tuple[str, ...]:
+        return (self.asks, self.low_means, self.high_means, *self.levels.values(), *self.notes)
+
+
+def read_rubric(name: str) -> Rubric:
+    """A packaged rubric by name, or the user's own YAML file.
+
+    Raises DataError for a name that is neither, and for a file that is no rubric, naming the field.
+    """
+    path = PACKAGED / f"{name}.yaml" if name in RUBRICS else Path(name).expanduser()
+    if not path.is_file():
+        raise DataError(f"rubric {name!r} does not exist", mend=f"Choose from {listed(RUBRICS)}, or name a YAML file")
+    try:
+        return Rubric.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is no YAML ({str(error).splitlines()[0]})", mend="Mend that place") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise DataError(
+            f"{path}: {where}: {first['msg']}", mend=f"Write it like {PACKAGED}/misalignment.yaml"
+        ) from error
