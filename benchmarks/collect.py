@@ -25,8 +25,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -49,6 +51,17 @@ def unmask_side(loaded: LoadedModel, texts: Sequence[Text]) -> Side:
     def run() -> dict[int, np.ndarray]:
         reading = read_texts(loaded, texts, READOUT, token_budget=BUDGET)
         return {layer: reading.mean(Site(layer, "resid_pre")) for layer in LAYERS}
+
+    return run
+
+
+def unpacked_side(loaded: LoadedModel, texts: Sequence[Text]) -> Side:
+    """The same without the packed copies of the weights, to tell what they cost and bring."""
+    packed = unmask_side(loaded, texts)
+
+    def run() -> dict[int, np.ndarray]:
+        with patch("unmask.models.reading.packed_weights", lambda *_: nullcontext()):
+            return packed()
 
     return run
 
@@ -129,6 +142,7 @@ def sides(loaded: LoadedModel, texts: Sequence[Text], *, names: Sequence[str]) -
 
     made: dict[str, Callable[[], Side]] = {
         "unmask": lambda: unmask_side(loaded, texts),
+        "unmask_unpacked": lambda: unpacked_side(loaded, texts),
         "transformers": lambda: transformers_side(loaded, texts),
         "transformer_lens": lambda: transformer_lens_side(loaded, texts, pull_embedded("smollm2")),
         "nnsight": lambda: nnsight_side(loaded, texts),
@@ -188,7 +202,7 @@ def main() -> None:
     loaded = load_base(EMBEDDED)
     texts = study_texts(options.study, count) if options.study else real_texts(loaded, count)
     tokens = sum(text.length for text in texts)
-    names = ["unmask", "transformers"] + ([] if options.quick else ["transformer_lens", "nnsight"])
+    names = ["unmask", "transformers", "unmask_unpacked"] + ([] if options.quick else ["transformer_lens", "nnsight"])
     made = sides(loaded, texts, names=names)
     wanted = made["transformers"]()
     distance = {name: agree(side(), wanted) for name, side in made.items()}
@@ -211,6 +225,7 @@ def main() -> None:
     ratios = {"vs_floor": ratio(seconds["floor"], seconds["unmask"])}
     ratios |= {f"vs_{name}": ratio(seconds[name], seconds["unmask"]) for name in names[1:]}
     ratios["memory_vs_transformers"] = memory["unmask"] / memory["transformers"]
+    ratios["memory_unpacked_vs_transformers"] = memory["unmask_unpacked"] / memory["transformers"]
     print(json.dumps({"benchmark": "collect", "ratios": ratios, "tokens": tokens, "machine": machine()}))
 
 
