@@ -162,6 +162,7 @@ ALL_DATA = [
     *(("training", name) for name in TRAINING_SETS),
     ("judge", "injections"),
     ("judge", "labelled_answers"),
+    ("judge", "reference_answers"),
 ]
 
 
