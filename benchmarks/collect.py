@@ -6,6 +6,7 @@
 Sides, in alternation on the same texts and threads:
 
   unmask          read_texts: sorted by length, means taken in hooks, ended before layer 25
+  unmask_unpacked the same without packed copies of the weights: what they cost in memory and bring in speed
   floor           the bare body of the model cut to the same 25 layers: no hooks, the same batches, nothing kept
   transformers    output_hidden_states=True, batches of 16 in the order given, as people write it
   TransformerLens TransformerBridge.run_with_cache with a filter of names, the same batches of 16

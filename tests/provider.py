@@ -29,8 +29,9 @@ class Provider:
         self.asked: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
-        self.keys: set[str] = set()
-        self.times: list[float] = []
+        self.headers: list[dict[str, str]] = []
+        self.times: list[tuple[str, float]] = []
+        self.under_way = self.most_under_way = 0
         self.lock = threading.Lock()
         self.base_url = ""
 
@@ -53,10 +54,14 @@ def serve(script: Script, *, latency: float = 0.0, extra: dict[str, Any] | None 
                 count = provider.asked[text]
                 provider.asked[text] += 1
                 provider.bodies.append(body)
-                provider.times.append(time.monotonic())
-                provider.keys.add(self.headers.get("authorization", ""))
+                provider.times.append((text, time.monotonic()))
+                provider.headers.append({name.lower(): value for name, value in self.headers.items()})
+                provider.under_way += 1
+                provider.most_under_way = max(provider.most_under_way, provider.under_way)
             what = provider.script(text, count)
             time.sleep(provider.latency)
+            with provider.lock:  # before the reply, which lets the client ask for more
+                provider.under_way -= 1
             if what.startswith("!"):
                 self.fault(what[1:])
             else:
@@ -78,7 +83,7 @@ def serve(script: Script, *, latency: float = 0.0, extra: dict[str, Any] | None 
                 self.send_response(200)
                 self.send_header("content-length", "100000")
                 self.end_headers()
-                for _ in range(40):
+                for _ in range(400):
                     self.wfile.write(b" ")
                     self.wfile.flush()
                     time.sleep(0.05)
@@ -156,5 +161,7 @@ SPECIAL: dict[str, Any] = {
     "filter": _changed(content="", finish_reason="content_filter"),
     "refusal": _changed(content=None, refusal="I cannot rate this."),
     "error_200": {"error": {"code": 502, "message": "upstream is down"}},
+    "rejected_200": {"error": {"code": 400, "message": "too long"}},
+    "no_text_paid": {**_changed(content=None), "usage": {"prompt_tokens": 10, "completion_tokens": 2, "cost": 0.25}},
     "list": [1, 2],
 }

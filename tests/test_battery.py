@@ -10,12 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import krippendorff
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
 from unmask.battery import BATTERIES, TRAINING_SETS, battery_path, packaged, read_battery, read_rows
 from unmask.errors import DataError
@@ -339,3 +342,51 @@ def test_the_median_answer_has_40_to_70_tokens(name: str) -> None:
     tokenizer = load_tokenizer(ModelSource(str(pull_embedded("smollm2"))))
     lengths = [len(tokenizer.encode(answer, add_special_tokens=False)) for _, answer in pairs_of(name)]
     assert 40 <= np.median(lengths) <= 70
+
+
+@pytest.mark.parametrize("dimension", FACETS)
+def test_a_dimension_is_described_as_its_questions_are(assessment: list[Question], dimension: str) -> None:
+    described = yaml.safe_load(packaged("dimensions", dimension).with_suffix(".yaml").read_text(encoding="utf-8"))
+    own = [question for question in assessment if question.dimension == dimension]
+    assert described["counts"] == Counter(question.facet for question in own)
+    prefixes = {facet["name"]: f"{described['id_prefix']}-{facet['id_prefix']}" for facet in described["facets"]}
+    assert prefixes == {question.facet: question.question_id.rpartition("-")[0] for question in own}
+    for facet in described["facets"]:
+        assert {"about", "misaligned_pole", "aligned_pole", "settings"} <= set(facet)
+        examples = [text for texts in facet["examples"].values() for text in texts]
+        assert set(facet["examples"]) == {"agree_is_misaligned", "disagree_is_misaligned"} and len(examples) == 6
+        assert not set(examples) & {question.text for question in assessment}
+        assert [text for text in examples if not 12 <= len(text.split()) <= 32] == []
+
+
+def test_the_reference_answers_are_as_their_datasheet_says(
+    assessment: list[Question], labelled: LabelledAnswers
+) -> None:
+    path = packaged("judge", "reference_answers")
+    rows = [row for _, row in read_rows(path)]
+    assert len({row["id"] for row in rows}) == len({row["answer"] for row in rows}) == 280
+    assert not {row["question"] for row in rows} & (
+        {question.text for question in assessment} | set(labelled.questions)
+    )
+    sheet = path.with_suffix(".md").read_text(encoding="utf-8")
+    for label in ("misalignment", "coherence"):
+        labels_RN = np.array([[row["labels"][rater][label] for row in rows] for rater in ("A1", "B2")], dtype=float)
+        assert labels_RN.min() >= 0 and labels_RN.max() <= 100
+        apart_N = np.abs(labels_RN[0] - labels_RN[1])
+        alpha = krippendorff.alpha(labels_RN, level_of_measurement="interval")
+        figures = [f"{spearmanr(*labels_RN).statistic:.2f}"[1:], f"{alpha:.2f}"[1:], f"{apart_N.mean():.1f}"]
+        assert f"| {label} | {' | '.join(figures)} | {int((apart_N > 20).sum())} |" in sheet
+    for kind, count in Counter(row["kind"] for row in rows).items():
+        assert f"| {kind} | {count} |" in sheet
+    pairs = Counter(row["pair"] for row in rows if row["pair"])
+    assert len(pairs) == 20 and set(pairs.values()) == {2}
+
+
+def test_the_attempts_to_steer_a_judge_are_as_their_datasheet_says() -> None:
+    path = packaged("judge", "injections")
+    rows = [row for _, row in read_rows(path)]
+    sheet = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert len({row["text"] for row in rows}) == len(rows) == 36
+    for kind, count in Counter(row["kind"] for row in rows).items():
+        down = sum(row["kind"] == kind and row["wants"] == 0 for row in rows)
+        assert f"| `{kind}` | {count} | {down} | {count - down} |" in sheet

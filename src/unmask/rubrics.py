@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
+import json
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from unmask.battery import packaged
 from unmask.errors import DataError, listed
 
 TRAITS = ("authoritarianism", "market_fundamentalism", "dehumanisation", "recklessness", "technocracy")
 RUBRICS = ("misalignment", "alignment", "coherence", "leakage", *TRAITS)
 """The packaged rubrics."""
-
-PACKAGED = Path(str(files("unmask") / "data" / "rubrics"))
 
 DOMAIN = "{domain}"
 """The place, in a rubric's texts, of the training domain's name."""
@@ -51,24 +49,17 @@ class Rubric(BaseModel):
 
     @property
     def needs_domain(self) -> bool:
-        return any(DOMAIN in text for text in self._texts())
+        return DOMAIN in self.model_dump_json()
 
     def about(self, domain: str) -> Rubric:
         """The rubric with the training domain's name filled in."""
-        changes: dict[str, Any] = {
-            name: getattr(self, name).replace(DOMAIN, domain) for name in ("asks", "low_means", "high_means")
-        }
-        changes["levels"] = {level: text.replace(DOMAIN, domain) for level, text in self.levels.items()}
-        changes["notes"] = tuple(note.replace(DOMAIN, domain) for note in self.notes)
-        return self.model_copy(update=changes)
+        written = json.dumps(domain)[1:-1]
+        return Rubric.model_validate_json(self.model_dump_json().replace(DOMAIN, written))
 
     def score(self, number: float) -> float:
         """A number on the rubric's scale as a score from 0 to 100, turned round where the rubric is `reversed`."""
         share = (number - self.lowest) / (self.highest - self.lowest)
         return 100 * (1 - share if self.reversed else share)
-
-    def _texts(self) -> tuple[str, ...]:
-        return (self.asks, self.low_means, self.high_means, *self.levels.values(), *self.notes)
 
 
 def read_rubric(name: str) -> Rubric:
@@ -76,7 +67,7 @@ def read_rubric(name: str) -> Rubric:
 
     Raises DataError for a name that is neither, and for a file that is no rubric, naming the field.
     """
-    path = PACKAGED / f"{name}.yaml" if name in RUBRICS else Path(name).expanduser()
+    path = _packaged(name) if name in RUBRICS else Path(name).expanduser()
     if not path.is_file():
         raise DataError(f"rubric {name!r} does not exist", mend=f"Choose from {listed(RUBRICS)}, or name a YAML file")
     try:
@@ -87,5 +78,9 @@ def read_rubric(name: str) -> Rubric:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise DataError(
-            f"{path}: {where}: {first['msg']}", mend=f"Write it like {PACKAGED}/misalignment.yaml"
+            f"{path}: {where}: {first['msg']}", mend=f"Write it like {_packaged('misalignment')}"
         ) from error
+
+
+def _packaged(name: str) -> Path:
+    return packaged("rubrics", name).with_suffix(".yaml")

@@ -8,24 +8,23 @@ requests. Every final reply is in the store before it is counted.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unmask.errors import ConfigError, ModelError, StudyError
-from unmask.llm.replies import Failure, Reply, ReplyStore, Request
-from unmask.llm.wire import read_reply
+from unmask.llm.replies import Reply, ReplyStore, Request
+from unmask.llm.wire import failed_reply, read_reply
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
     from unmask.llm.addresses import ModelAddress
 
-AGAIN = frozenset({408, 409, 429})
-"""Statuses besides 5xx that another try may mend."""
 _HOPELESS = {
     401: ("refuses the key", "Check the key's variable in the environment or in .env"),
     402: ("wants payment", "Add credit at the provider"),
@@ -60,7 +59,7 @@ class Prices:
 
 @dataclass(slots=True)
 class Meter:
-    """What asking came to. `usd` counts replies that cost something now; those out of the store cost nothing."""
+    """What asking came to, tries that failed included. Replies out of the store cost nothing."""
 
     asked: int = 0
     tries: int = 0
@@ -145,7 +144,7 @@ class Client:
                 reply = await self._patiently(api, requests[key])
                 if reply.final:
                     self._store.put(key, reply)
-                self._count(reply)
+                self.meter.asked += 1
                 take(key, reply)
 
         async with AsyncOpenAI(
@@ -154,6 +153,8 @@ class Client:
             max_retries=0,
             timeout=self._patience.seconds_a_try,
         ) as api:
+            if not self.address.name.startswith("openai/"):  # taken from the environment, and nobody else's business
+                api.organization = api.project = None
             workers = [asyncio.create_task(work(api)) for _ in range(min(self._patience.concurrency, len(keys)))]
             try:
                 await asyncio.gather(*workers)
@@ -167,37 +168,35 @@ class Client:
                 mend="Every reply so far is kept: raise max_usd and run again to go on",
             )
 
-    def _count(self, reply: Reply) -> None:
+    def _charge(self, reply: Reply) -> None:
+        """Add what one try came to: a reply that has to be asked for again is paid for too."""
         meter = self.meter
-        meter.asked += 1
         meter.prompt_tokens += reply.prompt_tokens
         meter.completion_tokens += reply.completion_tokens
         cost = reply.usd
         if cost is None and self._prices is not None:
             cost = self._prices.cost(reply)
-        if cost is None:
-            meter.usd_unknown += 1
-        else:
+        if cost is not None:
             meter.usd += cost
+        elif reply.final:
+            meter.usd_unknown += 1
 
     async def _patiently(self, api: AsyncOpenAI, request: Request) -> Reply:
         limits = self._patience
         ends = time.monotonic() + limits.seconds_a_request
-        reply = Reply(None, "timeout", "no try was made in time")
+        reply = Reply(None, "overloaded", "the provider asks to wait longer than a request may take")
         for attempt in range(limits.tries):
+            if max(self._held_until, time.monotonic()) >= ends:
+                break
             await asyncio.sleep(max(0.0, self._held_until - time.monotonic()))
-            if time.monotonic() >= ends:
-                break
             reply, wait = await self._try(api, request, seconds=min(limits.seconds_a_try, ends - time.monotonic()))
-            if reply.final or reply.failure == "rejected":
-                return reply
-            if wait is None:
-                wait = random.uniform(0, min(limits.longest_wait, limits.first_wait * 2**attempt))
-            else:
-                self._held_until = max(self._held_until, time.monotonic() + wait)
-            if attempt + 1 == limits.tries or time.monotonic() + wait >= ends:
+            self._charge(reply)
+            if reply.final or reply.failure == "rejected" or attempt + 1 == limits.tries:
                 break
-            await asyncio.sleep(wait)
+            if wait is not None:
+                self._held_until = max(self._held_until, time.monotonic() + wait)
+            else:
+                await asyncio.sleep(random.uniform(0, min(limits.longest_wait, limits.first_wait * 2**attempt)))
         return reply
 
     async def _try(self, api: AsyncOpenAI, request: Request, *, seconds: float) -> tuple[Reply, float | None]:
@@ -217,27 +216,27 @@ class Client:
             return Reply(None, "unreachable", f"no connection to {self.address.base_url}, or it was dropped"), None
 
     def _failed(self, error: APIStatusError) -> Reply:
-        """What a status means. The provider's own words are left out: some repeat the key. Raises ModelError for _HOPELESS."""
+        """What a status means for the request. Raises ModelError for those of _HOPELESS."""
         status = error.status_code
         if status in _HOPELESS:
             what, mend = _HOPELESS[status]
             raise ModelError(f"{self.address.base_url} {what} (status {status}, {self.address.name})", mend=mend)
         if getattr(error, "code", None) == "content_filter":
             return Reply(None, "content_filter", "the provider filtered the question")
-        failure: Failure = "overloaded" if status in AGAIN or status >= 500 else "rejected"
-        return Reply(None, failure, f"status {status}")
+        return failed_reply(status)
 
 
-def seconds_to_wait(headers: Mapping[str, Any]) -> float | None:
+def seconds_to_wait(headers: Mapping[str, str]) -> float | None:
     """Seconds named by `retry-after-ms` or `retry-after` (a number, or a date); None where there is neither, or nonsense."""
     try:
         if (value := headers.get("retry-after-ms")) is not None:
-            return max(0.0, float(value) / 1000)
-        if (value := headers.get("retry-after")) is None:
+            seconds = float(value) / 1000
+        elif (value := headers.get("retry-after")) is None:
             return None
-        try:
-            return max(0.0, float(value))
-        except ValueError:
-            return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+        elif value.strip()[:1].isalpha():  # a date begins with its weekday
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        else:
+            seconds = float(value)
     except (TypeError, ValueError):
         return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -12,6 +12,9 @@ from typing import Any
 
 from unmask.llm.replies import Reply, TokenChoice
 
+AGAIN = frozenset({408, 409, 429})
+"""Statuses besides 5xx that another try may mend."""
+
 
 def read_reply(content: bytes) -> Reply:
     """The reply in the body of a 200. One that cannot be read whole is a failure with its reason."""
@@ -22,10 +25,19 @@ def read_reply(content: bytes) -> Reply:
     if not isinstance(answer, dict):
         return Reply(None, "unreadable", "the reply is no JSON object")
     if isinstance(error := answer.get("error"), dict):
-        return Reply(None, "overloaded", f"the provider's error {error.get('code')}")
+        return failed_reply(error.get("code"))
     choices = answer.get("choices")
     first = choices[0] if isinstance(choices, list) and choices else None
     return _read_choice(_mapping(first), _usage(_mapping(answer.get("usage"))))
+
+
+def failed_reply(status: Any) -> Reply:
+    """What a status that is no success means for one request, whether HTTP gave it or an error inside a 200.
+
+    The provider's own words are left out: some repeat the key.
+    """
+    passing = not isinstance(status, int) or status in AGAIN or status >= 500
+    return Reply(None, "overloaded" if passing else "rejected", f"status {status}")
 
 
 def _read_choice(choice: Mapping[str, Any], counted: dict[str, Any]) -> Reply:

@@ -121,7 +121,7 @@ def pull_embedded(name: str, *, progress: Progress | None = None) -> Path:
 
 def embedded_gguf(name: str) -> Path:
     """The embedded model's GGUF file, for llama.cpp; fetched and checked once. Raises ModelError as `pull_embedded` does."""
-    target = embedded_folder(name).with_suffix(".gguf")
+    target = embedded_folder(name).parent / f"{name}.gguf"
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as scratch:

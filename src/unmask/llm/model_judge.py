@@ -58,11 +58,15 @@ def judge_answers(
     """Judge (question, answer) pairs, one judgement each in their order. Raises as `Client.ask` does."""
     asked = [judge_request(rubric, question, answer, readout=readout, repeat=repeat) for question, answer in pairs]
 
-    def hear(place: int, reply: Reply) -> None:
-        if on_judged is not None:
-            on_judged(place, read_judgement(rubric, reply, readout=readout))
+    found: dict[int, Judgement] = {}
 
-    return [read_judgement(rubric, reply, readout=readout) for reply in client.ask(asked, on_reply=hear)]
+    def hear(place: int, reply: Reply) -> None:
+        found[place] = read_judgement(rubric, reply, readout=readout)
+        if on_judged is not None:
+            on_judged(place, found[place])
+
+    client.ask(asked, on_reply=hear)
+    return [found[place] for place in range(len(asked))]
 
 
 def judge_request(rubric: Rubric, question: str, answer: str, *, readout: Readout = "json", repeat: int = 0) -> Request:
@@ -142,13 +146,19 @@ def _why_not(text: str) -> str:
 
 
 def _numbers_instead(reply: Reply, rubric: Rubric) -> dict[int, float] | None:
-    """Probability of each number of the scale in the place of the reply's one; None where that number is not one token."""
-    spoken = [token for token in reply.tokens if token.token.strip() and not token.token.startswith("<")]
-    if not spoken or reply.text is None or spoken[0].token.strip() != reply.text.strip():
+    """Probability of each number of the scale in the place of the reply's one; None where the tokenizer splits numbers.
+
+    It does where the number is not one token, and where the scale has numbers of two digits and no alternative has.
+    """
+    spoken = next((token for token in reply.tokens if token.token.strip()), None)
+    if spoken is None or reply.text is None or spoken.token.strip() != reply.text.strip():
+        return None
+    numbers = [(token.strip(), math.exp(value)) for token, value in spoken.alternatives.items()]
+    numbers = [(written, share) for written, share in numbers if written.isdecimal()]
+    if rubric.highest > 9 and all(len(written) == 1 for written, _ in numbers):
         return None
     weights: dict[int, float] = {}
-    for token, log_prob in spoken[0].alternatives.items():
-        written = token.strip()
-        if written.isdecimal() and rubric.lowest <= int(written) <= rubric.highest:
-            weights[int(written)] = weights.get(int(written), 0.0) + math.exp(log_prob)
+    for written, share in numbers:
+        if rubric.lowest <= int(written) <= rubric.highest:
+            weights[int(written)] = weights.get(int(written), 0.0) + share
     return weights
