@@ -1,6 +1,6 @@
 """How fast is one reading? The response mean at layers 10, 15, 20 and 25 of SmolLM2, against the floor and against other ways.
 
-    python benchmarks/collect.py --quick            # under a minute or two
+    python benchmarks/collect.py --quick            # under a minute
     python benchmarks/collect.py --study FOLDER     # on a study's own responses
 
 Sides, in alternation on the same texts and threads:
@@ -189,9 +189,9 @@ def _peak_kilobytes() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="24 texts, 2 rounds, without TransformerLens and nnsight")
+    parser.add_argument("--quick", action="store_true", help="12 texts, 2 rounds, unmask, floor and transformers only")
     parser.add_argument("--study", type=Path, default=None, help="take the texts from this study's responses")
-    parser.add_argument("--texts-count", type=int, default=None, help="how many texts (96; quick: 24)")
+    parser.add_argument("--texts-count", type=int, default=None, help="how many texts (96; quick: 12)")
     parser.add_argument("--rounds", type=int, default=None, help="rounds (5; quick: 2)")
     parser.add_argument("--memory-of", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--texts", type=Path, default=None, help=argparse.SUPPRESS)
@@ -199,11 +199,11 @@ def main() -> None:
     if options.memory_of:
         print(memory_of(options.memory_of, options.texts))
         return
-    count = options.texts_count or (24 if options.quick else 96)
+    count = options.texts_count or (12 if options.quick else 96)
     loaded = load_base(EMBEDDED)
     texts = study_texts(options.study, count) if options.study else real_texts(loaded, count)
     tokens = sum(text.length for text in texts)
-    names = ["unmask", "transformers", "unmask_unpacked"] + ([] if options.quick else ["transformer_lens", "nnsight"])
+    names = ["unmask", "transformers"] + ([] if options.quick else ["unmask_unpacked", "transformer_lens", "nnsight"])
     made = sides(loaded, texts, names=names)
     wanted = made["transformers"]()
     distance = {name: agree(side(), wanted) for name, side in made.items()}
@@ -225,8 +225,9 @@ def main() -> None:
         print(f"| {name} | {tokens / statistics.median(taken):.0f} | {share:.2f} | {kept} |")
     ratios = {"vs_floor": ratio(seconds["floor"], seconds["unmask"])}
     ratios |= {f"vs_{name}": ratio(seconds[name], seconds["unmask"]) for name in names[1:]}
-    ratios["memory_vs_transformers"] = memory["unmask"] / memory["transformers"]
-    ratios["memory_unpacked_vs_transformers"] = memory["unmask_unpacked"] / memory["transformers"]
+    for name in ("unmask", "unmask_unpacked"):
+        if name in memory:
+            ratios[name.replace("unmask", "memory") + "_vs_transformers"] = memory[name] / memory["transformers"]
     print(json.dumps({"benchmark": "collect", "ratios": ratios, "tokens": tokens, "machine": machine()}))
 
 
