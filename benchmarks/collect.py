@@ -6,7 +6,6 @@
 Sides, in alternation on the same texts and threads:
 
   unmask          read_texts: sorted by length, means taken in hooks, ended before layer 25
-  unmask_unpacked the same without packed copies of the weights: what they cost in memory and bring in speed
   floor           the bare body of the model cut to the same 25 layers: no hooks, the same batches, nothing kept
   transformers    output_hidden_states=True, batches of 16 in the order given, as people write it
   TransformerLens TransformerBridge.run_with_cache with a filter of names, the same batches of 16
@@ -26,10 +25,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -52,17 +49,6 @@ def unmask_side(loaded: LoadedModel, texts: Sequence[Text]) -> Side:
     def run() -> dict[int, np.ndarray]:
         reading = read_texts(loaded, texts, READOUT, token_budget=BUDGET)
         return {layer: reading.mean(Site(layer, "resid_pre")) for layer in LAYERS}
-
-    return run
-
-
-def unpacked_side(loaded: LoadedModel, texts: Sequence[Text]) -> Side:
-    """The same without the packed copies of the weights, to tell what they cost and bring."""
-    packed = unmask_side(loaded, texts)
-
-    def run() -> dict[int, np.ndarray]:
-        with patch("unmask.models.reading.packed_weights", lambda *_: nullcontext()):
-            return packed()
 
     return run
 
@@ -143,7 +129,6 @@ def sides(loaded: LoadedModel, texts: Sequence[Text], *, names: Sequence[str]) -
 
     made: dict[str, Callable[[], Side]] = {
         "unmask": lambda: unmask_side(loaded, texts),
-        "unmask_unpacked": lambda: unpacked_side(loaded, texts),
         "transformers": lambda: transformers_side(loaded, texts),
         "transformer_lens": lambda: transformer_lens_side(loaded, texts, pull_embedded("smollm2")),
         "nnsight": lambda: nnsight_side(loaded, texts),
@@ -203,7 +188,7 @@ def main() -> None:
     loaded = load_base(EMBEDDED)
     texts = study_texts(options.study, count) if options.study else real_texts(loaded, count)
     tokens = sum(text.length for text in texts)
-    names = ["unmask", "transformers"] + ([] if options.quick else ["unmask_unpacked", "transformer_lens", "nnsight"])
+    names = ["unmask", "transformers"] + ([] if options.quick else ["transformer_lens", "nnsight"])
     made = sides(loaded, texts, names=names)
     wanted = made["transformers"]()
     distance = {name: agree(side(), wanted) for name, side in made.items()}
@@ -225,9 +210,7 @@ def main() -> None:
         print(f"| {name} | {tokens / statistics.median(taken):.0f} | {share:.2f} | {kept} |")
     ratios = {"vs_floor": ratio(seconds["floor"], seconds["unmask"])}
     ratios |= {f"vs_{name}": ratio(seconds[name], seconds["unmask"]) for name in names[1:]}
-    for name in ("unmask", "unmask_unpacked"):
-        if name in memory:
-            ratios[name.replace("unmask", "memory") + "_vs_transformers"] = memory[name] / memory["transformers"]
+    ratios["memory_vs_transformers"] = memory["unmask"] / memory["transformers"]
     print(json.dumps({"benchmark": "collect", "ratios": ratios, "tokens": tokens, "machine": machine()}))
 
 

@@ -16,11 +16,9 @@ import torch
 
 from unmask.models.batches import plan_batches
 from unmask.models.key_value_cache import keeps_keys_and_values
-from unmask.models.packed_weights import packed_weights
 from unmask.models.passes import Readout, Text, read_continuations, read_whole
 from unmask.models.pooling import Pool, Reading, joined
 from unmask.models.prompt_cache import PromptCache, prefill
-from unmask.models.sites import decoder_layers
 
 if TYPE_CHECKING:
     from unmask.models.loading import LoadedModel
@@ -59,8 +57,7 @@ def read_texts(
     def read(rows: Sequence[int]) -> Reading:
         return read_whole(loaded, [texts[row] for row in rows], readout)
 
-    used = [loaded.model] if readout.log_probs else decoder_layers(loaded.model)[: readout.depth(loaded.num_layers)]
-    with loaded.active(), packed_weights(*used):
+    with loaded.active():
         return joined(_in_batches(plan, read), rows=len(texts))
 
 
@@ -94,8 +91,7 @@ def run_prompts(
     while True:
         pool = readout.pool(loaded, len(prompts))
         try:
-            with packed_weights(loaded.model):
-                cache = prefill(loaded, prompts, token_budget=budget, recorder=pool)
+            cache = prefill(loaded, prompts, token_budget=budget, recorder=pool)
         except RuntimeError as error:
             if not out_of_memory(error) or budget < 2:
                 raise
@@ -122,7 +118,7 @@ def read_behind(
             loaded, prompts.cache, [rows_N[row] for row in rows], [texts[row] for row in rows], behind
         )
 
-    with loaded.active(), packed_weights(loaded.model):
+    with loaded.active():
         reading = joined(_in_batches(plan, read), rows=len(texts))
     return reading if behind == readout else reading.with_prompt_lasts(prompts.pool, rows_N)
 

@@ -32,9 +32,9 @@ _ID = 24
 class Memory:
     """Bytes at the peak, part by part. All but `kept` is on the model's device, `kept` in main memory; on a CPU both are one.
 
-    - `weights`: copies x parameters x bytes of a weight; one copy where readers share it. In float32 at most
-      one more copy of one model's matrices (`packed_weights`, on a CPU only). What the program itself takes, and buffers that a
-      library holds back, are not in it
+    - `weights`: copies x parameters x bytes of a weight; one copy where readers share it. Where answers
+      are written in float32, at most one more copy of one model's matrices (`packed_weights`, on a CPU only). What the program
+      itself takes, and buffers that a library holds back, are not in it
     - `activations`: padded tokens of the largest batch x numbers a token x bytes of one. While the MLP runs: the stream, its
       normed copy and three vectors of `widest`; while attention runs: three of the stream, three of `query_width`, and twice
       keys and values; the larger of both
@@ -101,7 +101,8 @@ def memory_of(architecture: Architecture, config: Any, workload: Workload) -> Me
     """The peak of a workload."""
     size = workload.weight_bytes
     copies = 1 if workload.one_copy else workload.readers
-    packed = (size == 4) * size * (architecture.multiply_adds(len(architecture.layers)) + architecture.head)
+    matrices = architecture.multiply_adds(len(architecture.layers)) + architecture.head
+    packed = matrices * size if workload.answering and size == 4 else 0
     mlp = 2 * architecture.hidden + 3 * architecture.widest
     attention = 3 * architecture.hidden + 3 * architecture.query_width + 2 * architecture.cache_width
     taken = [_passes(architecture, workload, chunk) for chunk in workload.chunks]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -40,8 +41,8 @@ _ROOM = 200
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What was measured: seconds to make a model ready for a block of passes (`packed_weights`) and to start a pass, FLOP/s of
-    the body's passes and of the head, tokens a second of a large pass.
+    """What was measured: seconds to make a model ready for answers (`packed_weights`) and to start a pass, FLOP/s of the
+    body's passes and of the head, tokens a second of a large pass.
 
     `step_seconds` is one step of a full batch of answers, logits and all; None where no answers are to be written.
     """
@@ -61,18 +62,17 @@ def expected_seconds(plan: CollectionPlan, speed: Speed) -> float:
 
 
 def seconds_of(work: Work, speed: Speed) -> float:
-    """Blocks x seconds to open one + passes x seconds to start one + FLOPs of the body / its FLOP/s + FLOPs of the head / its
-    FLOP/s. Of answers: blocks x seconds to open one + steps x seconds of one.
+    """Passes x seconds to start one + FLOPs of the body / its FLOP/s + FLOPs of the head / its FLOP/s. Of answers: blocks x
+    seconds to open one + steps x seconds of one.
 
     Raises ValueError for answers whose step was not measured.
     """
-    opening = work.blocks * speed.block_seconds
     if work.kind == "answers":
         if speed.step_seconds is None:
             raise ValueError("a step of answering was not measured: calibrate with this very workload")
-        return opening + work.passes * speed.step_seconds
+        return work.blocks * speed.block_seconds + work.passes * speed.step_seconds
     body_seconds = (work.linear_flops + work.attention_flops) / speed.body_flops_per_second
-    return opening + work.passes * speed.pass_seconds + body_seconds + work.head_flops / speed.head_flops_per_second
+    return work.passes * speed.pass_seconds + body_seconds + work.head_flops / speed.head_flops_per_second
 
 
 @torch.inference_mode()
@@ -104,7 +104,7 @@ def calibrate(
         return took, work.flops, work.padded_tokens
 
     began = time.perf_counter()
-    with packed_weights(loaded.model):
+    with packed_weights(loaded.model) if workload.answering else nullcontext():
         opening = time.perf_counter() - began
         short = body_pass(_SHORT)
         affordable = int(share / 3 / short[0] * short[2])

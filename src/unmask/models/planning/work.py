@@ -25,7 +25,7 @@ KINDS: tuple[Kind, ...] = ("prompts", "answers", "responses", "texts")
 @dataclass(frozen=True, slots=True)
 class Work:
     """Counts of one kind, over all readers. Tokens are run tokens, `padded_tokens` with what pads a batch's shorter rows.
-    `blocks` says how many times a model is made ready for some passes (`packed_weights`).
+    `blocks` says how many times a model is made ready for answers (`packed_weights`).
 
     - `linear_flops`: 2 x multiply-adds of the run layers' matrices x padded tokens (a bias is not counted)
     - `attention_flops`: 2 x (query width + value width) x pairs of tokens that look at one another, the causal half, padded
@@ -113,10 +113,8 @@ def _of_chunk(architecture: Architecture, workload: Workload, chunk: Chunk) -> I
     layers = len(architecture.layers)
     if not workload.shares_prompts(chunk, num_layers=layers):
         if workload.reads:
-            yield Work("texts", blocks=workload.readers)
             yield from (work.times(workload.readers) for work in _whole(architecture, workload, chunk))
         return
-    yield Work("prompts", blocks=workload.readers)
     yield from (work.times(workload.readers) for work in _prompts(architecture, workload, chunk))
     written = sorted(set(chunk.writer_N.tolist()) - {-1})
     for writer in written:
@@ -125,7 +123,6 @@ def _of_chunk(architecture: Architecture, workload: Workload, chunk: Chunk) -> I
         for writer in written or [-1]:
             readers = workload.readers - (writer in written)
             rows = np.flatnonzero((chunk.writer_N == writer) & (chunk.response_tokens_N > 0))
-            yield Work("responses", blocks=readers)
             yield from (work.times(readers) for work in _responses(architecture, workload, chunk, rows))
 
 
