@@ -22,8 +22,8 @@ from scipy.stats import spearmanr
 
 from unmask.battery import BATTERIES, TRAINING_SETS, battery_path, packaged, read_battery, read_rows
 from unmask.errors import DataError
+from unmask.judges.offline import LabelledAnswers, read_labelled
 from unmask.records import NEUTRAL, Question
-from unmask.stages.scores import LabelledAnswers, read_labelled
 from unmask.training_set import read_training_set
 
 GOOD = {"id": "a", "dimension": "honesty", "facet": "small talk", "polarity": 1, "text": "Is lying fine?"}

@@ -142,7 +142,7 @@ def test_a_typo_is_answered_with_the_closest_field(tmp_path: Path) -> None:
 
 def test_a_field_like_no_other_gets_the_list_and_no_guess(tmp_path: Path) -> None:
     message = message_of(tmp_path, with_changes(scores={"qqqq": 1}))
-    assert "unknown field scores.qqqq. Allowed there: inverse_penalty, misaligned_above" in message
+    assert "unknown field scores.qqqq. Allowed there: judge, other_judges, rubrics" in message
     assert "Did you mean" not in message
 
 

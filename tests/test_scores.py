@@ -14,11 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unmask.artifact import digest_file, read_json, write_json, write_table
+from unmask.judges.offline import labelled_path
 from unmask.progress import Silent
 from unmask.records import NEUTRAL, WRITERS, ModelSource, PromptFormat
 from unmask.stage import Inputs
 from unmask.stages import activations, questions, responses
-from unmask.stages.scores import SCHEMA, ScoresConfig, external, labelled_path, run, summarise
+from unmask.stages.scores import SCHEMA, external, run
+from unmask.stages.scores.config import ScoresConfig
+from unmask.stages.scores.summary import summarise
 from unmask.study import Workspace
 
 DIMENSIONS = ("political_compass", "moral_foundations", "technology_ai", "financial_risk")
@@ -419,7 +422,14 @@ def test_the_stage_scores_every_answer_by_its_id_and_says_why_one_is_missing(
     assert scores["perplexity"].dropna().tolist() == pytest.approx([np.exp(3.0)] * 7)
     assert made[0].summary["missing"] == {"base": 0, "organism": 1}
     files = sorted(path.name for path in (tmp_path / "one" / "out").iterdir())
-    assert files == ["judge.json", "judge.safetensors", "scores.parquet", "summary.json"]
+    assert files == [
+        "agreement.json",
+        "judge.json",
+        "judge.safetensors",
+        "judgements.parquet",
+        "scores.parquet",
+        "summary.json",
+    ]
     for name in files:
         assert digest_file(tmp_path / "one" / "out" / name) == digest_file(tmp_path / "two" / "out" / name), name
 

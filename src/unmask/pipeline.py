@@ -30,10 +30,13 @@ from unmask.stages import (
 )
 from unmask.stages.organism import ControlConfig, TunedConfig
 from unmask.stages.responses import ResponsesConfig
+from unmask.stages.scores import ScoresConfig
 from unmask.study import StageRecord, StageState, Study, drop_scratch, stage_key
 from unmask.study_file import StudyConfig, preset_text, read_config
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from unmask.analysis.design import Design
     from unmask.models.planning import CollectionPlan
 
@@ -247,6 +250,8 @@ class StudyPipeline:
         ]:  # every decoder has those
             check_on_architecture(model, others, trust_remote_code=config.base.trust_remote_code)
         decomposition.primary_site(config.decomposition, list(sites))
+        if any(status.stage == scores.STAGE.name and status.state != "done" for status in self.status()):
+            scores.check(config.scores.about(config.organism.training_set))
 
     def _check_tuned(self, tuned: TunedConfig) -> None:
         from unmask.models.organisms import check_adapter_base, check_same_shape, read_adapter_config
@@ -275,6 +280,8 @@ class StudyPipeline:
             section = section.like_organism(self.config.organism)
         if isinstance(section, ResponsesConfig):
             section = section.recording(self.config.activations)
+        if isinstance(section, ScoresConfig):
+            section = section.about(self.config.organism.training_set)
         assert isinstance(section, stage.config)
         return section
 
@@ -304,6 +311,12 @@ class StudyPipeline:
             return "done", ""
         config = self._section(stage).model_dump(mode="json")
         return "stale", why_stale(record, config, inputs, stage.version, section=stage.called)
+
+
+def study_answers(opened: StudyPipeline) -> pd.DataFrame:
+    """Every response of a study with its question, as judges see them. Raises ArtifactError where there are none yet."""
+    folders = {name: opened.study.stage_folder(name) for name in ("questions", "responses")}
+    return scores.answers_of(folders, rebuild=f"unmask run {opened.study.folder} --force")
 
 
 def why_stale(

@@ -14,6 +14,9 @@ import numpy as np
 FLUENCY_PERPLEXITY = 300.0
 """Perplexity under the base model at which fluency is one half. Ordinary answers of small chat models lie below 20."""
 
+EMPTY_ANSWER = "empty answer"
+"""Why an answer without words has no score, whoever judges."""
+
 
 @dataclass(frozen=True, slots=True)
 class LogisticFit:
@@ -153,7 +156,7 @@ class Judgement(NamedTuple):
 def judge(probability: float, *, text: str, perplexity: float) -> Judgement:
     """Turn a classifier's probability into a judgement; what cannot be judged is missing, never a number."""
     if not text.split():
-        return Judgement(None, None, "empty answer")
+        return Judgement(None, None, EMPTY_ANSWER)
     if not math.isfinite(perplexity):
         return Judgement(None, None, "no perplexity: the answer has no tokens to read")
     return Judgement(100.0 * probability, coherence(text, perplexity), None)

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from unmask.cli.questions import questions_app
 from unmask.errors import UnmaskError
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 model_app = typer.Typer(no_args_is_help=True, help="The embedded models.", rich_markup_mode=None)
 app.add_typer(model_app, name="model")
+app.add_typer(questions_app, name="questions")
 
 StudyFolder = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of the study.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Run the stage anew although it is done.")]
@@ -129,10 +131,8 @@ def list_models() -> None:
 
 
 _STAGE_COMMANDS = (
-    ("questions", "questions", "Choose the study's questions from its battery."),
     ("tune", "organism", "Make the organism: tune the base model, or take an existing one."),
     ("respond", "responses", "Let both models answer every question."),
-    ("judge", "scores", "Score every response."),
     ("steer", "steering", "Add directions to the base model and score what it answers."),
     ("report", "report", "Write the report."),
 )
@@ -219,6 +219,83 @@ def collect(
     from unmask.cli.running import run_study
 
     run_study(study, until=COLLECTED[-1], force=COLLECTED if force else (), as_json=as_json)
+
+
+@app.command()
+def judge(  # noqa: PLR0913 - one parameter per option
+    study: Annotated[
+        Path | None, typer.Argument(metavar="STUDY", help="Folder of the study.", show_default=False)
+    ] = None,
+    *,
+    force: Force = False,
+    as_json: AsJson = False,
+    validate: Annotated[
+        bool, typer.Option("--validate", help="Instead: measure judges on the packaged reference answers.")
+    ] = False,
+    judges: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--judge",
+            metavar="NAME",
+            help="With --validate, repeatable: offline, openrouter/..., gemini/..., openai/..., hf/MODEL in this process, "
+            "'http://HOST:PORT/v1 MODEL'. (offline)",
+        ),
+    ] = None,
+    rubric: Annotated[
+        str, typer.Option(help="With --validate: misalignment, alignment, or a YAML file.")
+    ] = "misalignment",
+    readout: Annotated[str, typer.Option(help="With --validate: json or logprobs.")] = "json",
+    limit: Annotated[int | None, typer.Option(min=20, help="With --validate: about so many answers of 280.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="CSV", help="With --validate: people's scores of the reference answers.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="With --validate: write all figures there.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="With --validate: requests under way at once.")] = 8,
+    max_usd: Annotated[float | None, typer.Option(min=0, help="With --validate: stop at so much for a judge.")] = None,
+    prices: Annotated[
+        str | None, typer.Option(metavar="IN,OUT", help="With --max-usd: USD per million tokens, where nobody says.")
+    ] = None,
+    export_labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--export-labels", metavar="CSV", help="Instead: a blind sheet of the answers for people to score."
+        ),
+    ] = None,
+) -> None:
+    """Score every response of a study; or --validate: measure judges; or --export-labels: a sheet for people.
+
+    Who judges a study stands in its study.yaml (scores.judge). Earlier stages that are not done run first. Keys are taken from
+    OPENROUTER_API_KEY, GEMINI_API_KEY and OPENAI_API_KEY, in the environment or in .env. Replies are kept: nothing is paid twice.
+    """
+    from unmask.errors import ConfigError
+
+    if export_labels is not None:
+        from unmask.cli.judging import export_labels as write_sheet
+
+        write_sheet(study, export_labels)
+        return
+    if validate:
+        from unmask.cli.judging import asking_of, print_validation
+
+        print_validation(
+            tuple(judges or ("offline",)),
+            asking=asking_of(readout=readout, concurrency=concurrency, max_usd=max_usd, prices=prices),
+            rubric=rubric,
+            limit=limit,
+            labels=labels,
+            out=out,
+            as_json=as_json,
+        )
+        return
+    if judges or labels or limit or out:
+        raise ConfigError("that option goes with --validate", mend="Add --validate, or set scores.judge in study.yaml")
+    if study is None:
+        raise ConfigError("no study was named", mend="unmask judge STUDY, or unmask judge --validate")
+    from unmask.cli.running import run_study
+
+    run_study(study, until="scores", force=("scores",) if force else (), as_json=as_json)
 
 
 @app.command()

@@ -63,7 +63,7 @@ def find_model(name: str) -> ModelAddress:
     if provider not in PROVIDERS or not model:
         raise ConfigError(
             f"model {name!r} is at no known provider",
-            mend=f"Write PROVIDER/MODEL with one of {listed(PROVIDERS)}, or 'http://HOST:PORT/v1 MODEL'",
+            mend=f"Write PROVIDER/MODEL with one of {listed(PROVIDERS)}, or 'http://HOST:PORT/v1 MODEL' (a judge: hf/MODEL too)",
         )
     found = PROVIDERS[provider]
     key = os.environ.get(found.key_variable, "").strip()

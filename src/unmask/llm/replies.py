@@ -23,7 +23,8 @@ ANSWERS: tuple[Failure, ...] = ("refused", "content_filter")
 class Request:
     """One request. `schema` asks for JSON of that form, `top_logprobs` for the alternatives of each token.
 
-    `repeat` tells apart requests that are the same on purpose (test and retest).
+    `repeat` tells apart requests that are the same on purpose (test and retest). `choices` are the numbers that a model in this
+    process chooses from; an endpoint is not told of them.
     """
 
     messages: tuple[tuple[str, str], ...]
@@ -32,6 +33,7 @@ class Request:
     schema: dict[str, Any] | None = None
     top_logprobs: int | None = None
     repeat: int = 0
+    choices: tuple[int, ...] = ()
 
     def body(self, model: str) -> dict[str, Any]:
         """The documented request of `POST /chat/completions`."""
@@ -113,7 +115,7 @@ class ReplyStore:
         return None if found is None else Reply.from_json(found[0])
 
     def put(self, key: str, reply: Reply) -> None:
-        text = json.dumps(asdict(reply), ensure_ascii=False)
+        text = json.dumps(asdict(reply))
         self._database.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, text))
 
     def __len__(self) -> int:

@@ -37,10 +37,13 @@ def windows(model: PreTrainedModel) -> Windows | None:
 
 
 def step_mask(hidden_BT: torch.Tensor, kinds: Windows | None) -> torch.Tensor | dict[str, torch.Tensor]:
-    """What a model is given as `attention_mask`. `hidden_BT` is minus infinity where a row must not look, else 0."""
+    """What a model is given as `attention_mask`. `hidden_BT` is minus infinity where a row must not look, else 0.
+
+    The masks are no views: CUDA's attention kernels read them in blocks and fail on rows that begin at odd addresses.
+    """
     if kinds is None:
         return (hidden_BT == 0).long()
-    masks = {kind: _within(hidden_BT, window)[:, None, None] for kind, window in kinds.items()}
+    masks = {kind: _within(hidden_BT, window).contiguous()[:, None, None] for kind, window in kinds.items()}
     return masks.get(_ONE, masks)
 
 

@@ -1,0 +1,148 @@
+"""Model judges at work on many answers: which client asks, where replies are kept, and the table of judgements."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from unmask.analysis.judging import EMPTY_ANSWER
+from unmask.errors import ModelError
+from unmask.judges.local import PREFIX, LocalJudge
+from unmask.llm.client import Client, Meter, Patience, Prices
+from unmask.llm.model_judge import Judgement, judge_answers
+from unmask.llm.replies import ReplyStore
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from unmask.llm.model_judge import Readout
+    from unmask.progress import Progress
+    from unmask.rubrics import Rubric
+
+JUDGEMENTS = pa.schema(
+    [
+        ("response_id", pa.string()),
+        ("judge", pa.string()),
+        ("rubric", pa.string()),
+        ("score", pa.float64()),
+        ("readout", pa.string()),
+        ("missing_reason", pa.string()),
+        ("raw", pa.string()),
+    ]
+)
+"""One row per answer, judge and rubric. `score` 0 to 100, null where missing, with the reason; `raw` is the reply."""
+
+PASSING = ("timeout", "unreachable", "overloaded", "unreadable", "empty", "rejected")
+"""Reasons that asking again may mend: such replies are not kept."""
+
+MOST_PASSING = 0.1
+"""Above this share of such failures something is wrong with the provider, and no table is made."""
+
+
+_EMPTY = Judgement(None, None, EMPTY_ANSWER, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How a judge is asked. `max_usd` is for each judge."""
+
+    readout: Readout = "json"
+    concurrency: int = 8
+    max_usd: float | None = None
+    prices: Prices | None = None
+
+
+def replies_path() -> Path:
+    """The store of every reply of every model that was asked, in the cache folder: nothing is paid for twice."""
+    from unmask.models.embedded import cache_folder
+
+    return cache_folder() / "replies.sqlite"
+
+
+@contextmanager
+def open_client(name: str, asking: Asking) -> Generator[Client | LocalJudge]:
+    """Who asks the model of that name, on the user's store. Raises ConfigError for an unknown name or a missing key."""
+    from unmask.llm.addresses import find_model
+
+    if name.startswith(PREFIX):
+        with ReplyStore(replies_path()) as store:
+            yield LocalJudge(name, store)
+        return
+    address = find_model(name)
+    with ReplyStore(replies_path()) as store:
+        yield Client(
+            address,
+            store,
+            patience=Patience(concurrency=asking.concurrency),
+            prices=asking.prices,
+            max_usd=asking.max_usd,
+        )
+
+
+def judge_table(
+    client: Client | LocalJudge,
+    rubrics: Sequence[Rubric],
+    answers: pd.DataFrame,
+    *,
+    asking: Asking,
+    seed: int,
+    progress: Progress,
+    repeat: int = 0,
+    answer_first: bool = False,
+) -> pd.DataFrame:
+    """Judgements (schema JUDGEMENTS) of all `answers` (response_id, question, text) on every rubric, in the answers' order.
+
+    The judge sees question and answer alone, in an order shuffled over both writers. Answers without words are not asked about.
+    Raises ModelError where more than one in ten requests failed for a reason that may pass; what was replied is kept.
+    """
+    import pandas as pd
+
+    wordy = np.flatnonzero([bool(text.split()) for text in answers["text"]])
+    progress.begin(f"judging by {client.address.name}", total=len(rubrics) * len(wordy))
+    tables = []
+    for number, rubric in enumerate(rubrics):
+        order = np.random.default_rng([seed, number]).permutation(wordy)
+        shown = answers.iloc[order]
+        found = judge_answers(
+            client,
+            rubric,
+            list(zip(shown["question"], shown["text"], strict=True)),
+            readout="choice" if isinstance(client, LocalJudge) else asking.readout,
+            repeat=repeat,
+            answer_first=answer_first,
+            on_judged=lambda *_: progress.advance(),
+        )
+        judged = dict(zip(order.tolist(), found, strict=True))
+        rows = [judged.get(row, _EMPTY) for row in range(len(answers))]
+        table = pd.DataFrame([asdict(row) for row in rows], columns=["score", "readout", "missing_reason", "raw"])
+        table.insert(0, "response_id", answers["response_id"].to_numpy())
+        tables.append(table.assign(judge=client.address.name, rubric=rubric.name)[JUDGEMENTS.names])
+    progress.end()
+    whole = pd.concat(tables, ignore_index=True).astype({"score": float})
+    refuse_outage(client.address.name, whole)
+    return whole
+
+
+def refuse_outage(judge: str, judgements: pd.DataFrame) -> None:
+    """Raise ModelError where too many judgements are missing for a reason that may pass."""
+    failed = judgements.loc[judgements["missing_reason"].isin(PASSING), "missing_reason"]
+    if len(failed) > MOST_PASSING * len(judgements):
+        reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(failed).most_common())
+        raise ModelError(
+            f"{judge} gave no usable reply to {len(failed)} of {len(judgements)} requests ({reasons})",
+            mend="Every reply that came is kept: run again to ask for the rest",
+        )
+
+
+def usage_text(meter: Meter) -> str:
+    """What asking came to, in words."""
+    known = f"{meter.usd:.4f} USD" if not meter.usd_unknown else "cost unknown: give `prices`"
+    tokens = f"{meter.prompt_tokens:,} + {meter.completion_tokens:,} tokens"
+    return f"asked {meter.asked:,} ({meter.tries:,} tries), {meter.from_store:,} known already, {tokens}, {known}"
