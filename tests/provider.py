@@ -24,8 +24,8 @@ Script = Callable[[str, int], str]
 class Provider:
     """What it was asked, and when. `base_url` is where it answers."""
 
-    def __init__(self, script: Script, *, latency: float = 0.0, extra: dict[str, Any] | None = None) -> None:
-        self.script, self.latency, self.extra = script, latency, extra or {}
+    def __init__(self, script: Script, *, latency: float, extra: dict[str, Any], headers: dict[str, str]) -> None:
+        self.script, self.latency, self.extra, self.said = script, latency, extra, headers
         self.asked: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
@@ -37,9 +37,15 @@ class Provider:
 
 
 @contextmanager
-def serve(script: Script, *, latency: float = 0.0, extra: dict[str, Any] | None = None) -> Generator[Provider]:
-    """A provider at work. `extra` is merged into the usage of its replies."""
-    provider = Provider(script, latency=latency, extra=extra)
+def serve(
+    script: Script,
+    *,
+    latency: float = 0.0,
+    extra: dict[str, Any] | None = None,
+    headers: dict[str, str] | None = None,
+) -> Generator[Provider]:
+    """A provider at work. `extra` is merged into the usage of its replies, `headers` go with them."""
+    provider = Provider(script, latency=latency, extra=extra or {}, headers=headers or {})
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -67,7 +73,7 @@ def serve(script: Script, *, latency: float = 0.0, extra: dict[str, Any] | None 
             else:
                 with provider.lock:
                     provider.answered[text] += 1
-                self.reply(200, completion(what, provider.extra))
+                self.reply(200, completion(what, provider.extra), provider.said)
 
         def fault(self, name: str) -> None:
             kind, _, value = name.partition(":")

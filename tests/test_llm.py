@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,7 +22,8 @@ import pytest
 from provider import Provider, serve
 from unmask.errors import ArtifactError, ConfigError, ModelError, StudyError, UnmaskError
 from unmask.llm.addresses import ModelAddress, find_model
-from unmask.llm.client import Client, Patience, Prices, seconds_to_wait
+from unmask.llm.client import Client, Patience, Prices
+from unmask.llm.rate_limits import seconds_to_wait, seconds_until_reset
 from unmask.llm.replies import Reply, ReplyStore, Request, TokenChoice
 from unmask.llm.wire import read_reply
 
@@ -324,6 +327,63 @@ def test_a_file_that_is_no_store_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"not a database" * 100)
     with pytest.raises(ArtifactError, match=r"replies\.sqlite is no store"):
         ReplyStore(path)
+
+
+def test_what_is_left_and_when_it_is_filled_up_again() -> None:
+    assert seconds_until_reset({}) == 0
+    assert seconds_until_reset({"x-ratelimit-remaining-requests": "7", "x-ratelimit-reset-requests": "6m0s"}) == 0
+    assert seconds_until_reset({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "6m0.5s"}) == 360.5
+    assert seconds_until_reset({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "20ms"}) == 0.02
+    assert seconds_until_reset({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "1h1s"}) == 3601
+    until = f"{(time.time() + 30) * 1000:.0f}"
+    assert seconds_until_reset({"x-ratelimit-remaining": "0", "x-ratelimit-reset": until}) == pytest.approx(30, abs=2)
+    assert seconds_until_reset({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "later"}) == 0
+
+
+def test_a_reply_that_says_that_nothing_is_left_holds_the_next_requests(store: ReplyStore) -> None:
+    headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1s500ms"}
+    with serve(lambda text, count: "50", headers=headers) as provider:
+        client(provider, store, patience=Patience(concurrency=1)).ask(requests(2))
+    (_, first), (_, second) = provider.times
+    assert second - first >= 1.5
+
+
+def test_a_server_that_is_not_there_is_named_at_once(store: ReplyStore) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    with pytest.raises(ModelError, match="nothing answers at"):
+        Client(ModelAddress("x", url, "x"), store, patience=QUICK).ask(requests(50))
+
+
+def test_asking_works_where_an_event_loop_runs_already(store: ReplyStore) -> None:
+    async def notebook(provider: Provider) -> list[Reply]:
+        return client(provider, store).ask(requests(3))
+
+    with serve(lambda text, _: "50") as provider:
+        assert [reply.text for reply in asyncio.run(notebook(provider))] == ["50"] * 3
+
+
+def test_openai_itself_is_asked_in_its_new_form() -> None:
+    [request] = requests(1)
+    assert request.body("deepseek-chat")["max_tokens"] == request.max_tokens
+    new = request.body("gpt-4.1", is_openai=True)
+    assert "max_tokens" not in new and new["max_completion_tokens"] == request.max_tokens and "temperature" in new
+    assert "temperature" not in request.body("o4-mini", is_openai=True)
+    assert "temperature" not in request.body("gpt-5-mini", is_openai=True)
+
+
+def test_the_key_of_a_server_travels_encrypted_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNMASK_SERVER_KEY", "sk-server")
+    assert find_model("http://localhost:8000/v1 m").key == "sk-server"
+    assert find_model("https://gpu.example/v1 m").key == "sk-server"
+    with pytest.raises(ConfigError, match="unencrypted"):
+        find_model("http://gpu.example/v1 m")
+
+
+def test_a_reply_of_broken_characters_can_be_kept(store: ReplyStore) -> None:
+    store.put("key", Reply("a \ud800 b"))
+    assert store.get("key") == Reply("a \ud800 b")
 
 
 ASKING = """

@@ -323,7 +323,12 @@ for _command, _stage, _text in _STAGE_COMMANDS:
 @app.callback(invoke_without_command=True)
 def version(
     show: Annotated[bool, typer.Option("--version", help="Print the version and end.", is_eager=True)] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where a defect arose (as UNMASK_DEBUG=1 does). Before the command.")
+    ] = False,
 ) -> None:
+    if debug:
+        os.environ["UNMASK_DEBUG"] = "1"
     if show:
         from unmask import __version__
 

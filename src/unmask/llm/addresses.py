@@ -8,6 +8,9 @@ from urllib.parse import urlsplit
 
 from unmask.errors import ConfigError, listed
 
+SERVER_KEY = "UNMASK_SERVER_KEY"
+"""The variable that holds the key of a server given by its URL, where it wants one."""
+
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -46,7 +49,7 @@ class ModelAddress:
 
 
 def find_model(name: str) -> ModelAddress:
-    """Read a model's name; a provider's key comes from the environment.
+    """Read a model's name; a provider's key comes from the environment, a server's from UNMASK_SERVER_KEY.
 
     Raises ConfigError for a name of no known form, and where the provider's key is not set.
     """
@@ -58,7 +61,13 @@ def find_model(name: str) -> ModelAddress:
                 "a model's URL has no host or no model behind it, or holds a password or a query",
                 mend="Write the URL, a space and the model's name: 'http://localhost:8000/v1 my-model'",
             )
-        return ModelAddress(name, base_url.rstrip("/"), model.strip())
+        key = os.environ.get(SERVER_KEY, "").strip() or None
+        if key and parts.scheme == "http" and parts.hostname not in LOOPBACK:
+            raise ConfigError(
+                f"{SERVER_KEY} is set, and {parts.hostname} would get it unencrypted",
+                mend=f"Use https, a tunnel to localhost, or unset {SERVER_KEY}",
+            )
+        return ModelAddress(name, base_url.rstrip("/"), model.strip(), key)
     provider, _, model = name.partition("/")
     if provider not in PROVIDERS or not model:
         raise ConfigError(

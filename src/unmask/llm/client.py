@@ -1,22 +1,22 @@
 """Asking many requests of one model at once: bounded, patient, paid for within a limit, and never twice.
 
 One request is tried again on 408, 409, 429 and 5xx, dropped connections, slow and unreadable replies, after the time that the
-provider names (`retry-after`, RFC 9110 section 10.2.3) or an exponential back-off with full jitter. A time named holds all
-requests. Every final reply is in the store before it is counted.
+provider names (`rate_limits`) or an exponential back-off with full jitter. A time named holds all requests, and so does a reply
+that says that nothing is left for now. Every final reply is in the store before it is counted.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 from unmask.errors import ConfigError, ModelError, StudyError
+from unmask.llm.rate_limits import seconds_to_wait, seconds_until_reset
 from unmask.llm.replies import Reply, ReplyStore, Request
 from unmask.llm.wire import failed_reply, read_reply
 
@@ -95,6 +95,7 @@ class Client:
         self._prices = Prices(0.0, 0.0) if prices is None and address.is_local else prices
         self._max_usd = max_usd
         self._held_until = 0.0
+        self._answered = False
 
     def ask(self, requests: Sequence[Request], *, on_reply: Callable[[int, Reply], None] | None = None) -> list[Reply]:
         """One reply per request, in their order; `on_reply` hears of each as it comes. Equal requests are asked once.
@@ -102,7 +103,12 @@ class Client:
         Raises ModelError where the provider refuses every request (key, credit, model), and StudyError once `max_usd` is spent
         (by at most the requests then under way more). All replies that had come are in the store.
         """
-        return asyncio.run(self._ask(requests, on_reply))
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self._ask(requests, on_reply))
+        with ThreadPoolExecutor(1) as beside:  # in a notebook a loop runs already
+            return beside.submit(asyncio.run, self._ask(requests, on_reply)).result()
 
     async def _ask(self, requests: Sequence[Request], on_reply: Callable[[int, Reply], None] | None) -> list[Reply]:
         places: dict[str, list[int]] = {}
@@ -142,6 +148,11 @@ class Client:
                     spent = True
                     return
                 reply = await self._patiently(api, requests[key])
+                if reply.failure == "unreachable" and not self._answered:
+                    raise ModelError(
+                        f"nothing answers at {self.address.base_url}",
+                        mend="Check the URL and that the server runs, then go on",
+                    )
                 if reply.final:
                     self._store.put(key, reply)
                 self.meter.asked += 1
@@ -191,28 +202,33 @@ class Client:
             await asyncio.sleep(max(0.0, self._held_until - time.monotonic()))
             reply, wait = await self._try(api, request, seconds=min(limits.seconds_a_try, ends - time.monotonic()))
             self._charge(reply)
-            if reply.final or reply.failure == "rejected" or attempt + 1 == limits.tries:
-                break
             if wait is not None:
                 self._held_until = max(self._held_until, time.monotonic() + wait)
-            else:
+            if reply.final or reply.failure == "rejected" or attempt + 1 == limits.tries:
+                break
+            if wait is None:
                 await asyncio.sleep(random.uniform(0, min(limits.longest_wait, limits.first_wait * 2**attempt)))
         return reply
 
     async def _try(self, api: AsyncOpenAI, request: Request, *, seconds: float) -> tuple[Reply, float | None]:
         """One try: the reply, and how long the provider says to wait."""
+        from httpx import ConnectError
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
         self.meter.tries += 1
+        body = request.body(self.address.model, is_openai=self.address.name.startswith("openai/"))
         try:
             async with asyncio.timeout(seconds):  # of the whole reply: httpx's own limit starts anew with every byte
-                raw = await api.chat.completions.with_raw_response.create(**request.body(self.address.model))
-                return read_reply(raw.http_response.content), None
+                raw = await api.chat.completions.with_raw_response.create(**body)
+                self._answered = True
+                return read_reply(raw.http_response.content), seconds_until_reset(raw.http_response.headers) or None
         except (TimeoutError, APITimeoutError):
             return Reply(None, "timeout", f"no whole reply within {seconds:.0f} s"), None
         except APIStatusError as error:
+            self._answered = True
             return self._failed(error), seconds_to_wait(error.response.headers)
-        except APIConnectionError:
+        except APIConnectionError as error:
+            self._answered |= not isinstance(error.__cause__, ConnectError)  # a connection that was dropped was there
             return Reply(None, "unreachable", f"no connection to {self.address.base_url}, or it was dropped"), None
 
     def _failed(self, error: APIStatusError) -> Reply:
@@ -224,19 +240,3 @@ class Client:
         if getattr(error, "code", None) == "content_filter":
             return Reply(None, "content_filter", "the provider filtered the question")
         return failed_reply(status)
-
-
-def seconds_to_wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds named by `retry-after-ms` or `retry-after` (a number, or a date); None where there is neither, or nonsense."""
-    try:
-        if (value := headers.get("retry-after-ms")) is not None:
-            seconds = float(value) / 1000
-        elif (value := headers.get("retry-after")) is None:
-            return None
-        elif value.strip()[:1].isalpha():  # a date begins with its weekday
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        else:
-            seconds = float(value)
-    except (TypeError, ValueError):
-        return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None

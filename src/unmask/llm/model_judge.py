@@ -51,9 +51,9 @@ class Judgement:
 class Asker(Protocol):
     """Whoever can be asked: `llm.client.Client`, or a model in this process."""
 
-    def ask(
-        self, requests: Sequence[Request], *, on_reply: Callable[[int, Reply], None] | None = None
-    ) -> list[Reply]: ...
+    def ask(self, requests: Sequence[Request], *, on_reply: Callable[[int, Reply], None] | None = None) -> list[Reply]:
+        """One reply per request, in their order."""
+        ...
 
 
 def judge_answers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ Failure = Literal[
     "refused", "content_filter", "empty", "unreadable", "rejected", "timeout", "unreachable", "overloaded"
 ]
 """Why there is no text. The first two are the provider's answer and are kept; after the others the request is asked again."""
+
+_THINKING = re.compile(r"o\d|gpt-5(?!-chat)")
 
 ANSWERS: tuple[Failure, ...] = ("refused", "content_filter")
 
@@ -35,8 +38,11 @@ class Request:
     repeat: int = 0
     choices: tuple[int, ...] = ()
 
-    def body(self, model: str) -> dict[str, Any]:
-        """The documented request of `POST /chat/completions`."""
+    def body(self, model: str, *, is_openai: bool = False) -> dict[str, Any]:
+        """The documented request of `POST /chat/completions`.
+
+        OpenAI itself has renamed `max_tokens`, and its models that think first take no temperature; others know the old form.
+        """
         body: dict[str, Any] = {
             "model": model,
             "messages": [{"role": role, "content": text} for role, text in self.messages],
@@ -48,6 +54,10 @@ class Request:
             body["response_format"] = {"type": "json_schema", "json_schema": form}
         if self.top_logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": self.top_logprobs}
+        if is_openai:
+            body["max_completion_tokens"] = body.pop("max_tokens")
+            if _THINKING.match(model):
+                del body["temperature"]
         return body
 
     def key(self, base_url: str, model: str) -> str:
@@ -97,7 +107,7 @@ class ReplyStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         try:
-            self._database = sqlite3.connect(path, timeout=60, isolation_level=None)
+            self._database = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute(
                 "PRAGMA synchronous=NORMAL"
