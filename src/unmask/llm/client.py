@@ -212,7 +212,6 @@ class Client:
 
     async def _try(self, api: AsyncOpenAI, request: Request, *, seconds: float) -> tuple[Reply, float | None]:
         """One try: the reply, and how long the provider says to wait."""
-        from httpx import ConnectError
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
         self.meter.tries += 1
@@ -228,7 +227,9 @@ class Client:
             self._answered = True
             return self._failed(error), seconds_to_wait(error.response.headers)
         except APIConnectionError as error:
-            self._answered |= not isinstance(error.__cause__, ConnectError)  # a connection that was dropped was there
+            self._answered |= (
+                type(error.__cause__).__name__ != "ConnectError"
+            )  # where one was dropped, somebody was there
             return Reply(None, "unreachable", f"no connection to {self.address.base_url}, or it was dropped"), None
 
     def _failed(self, error: APIStatusError) -> Reply:
