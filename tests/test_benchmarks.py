@@ -76,3 +76,11 @@ def test_the_stores_throughput_is_put_beside_the_disks() -> None:
 def test_answers_are_put_beside_those_of_transformers() -> None:
     found = last_line("generate", "--quick", "--prompts", "16", "--new-tokens", "4")
     assert {"recording_vs_off", "vs_transformers_best", "vs_one_at_a_time", "vs_floor"} == set(found["ratios"])
+
+
+def test_judging_survives_faults_and_kills() -> None:
+    found = last_line("judge", "--quick")
+    ratios = found["ratios"]
+    assert found["kills"] == 3
+    assert (ratios["imputed"], ratios["lost"], ratios["asked_twice"]) == (0, 0, 0)
+    assert ratios["vs_ideal"] > 0

@@ -168,8 +168,8 @@ def test_every_answer_is_judged_and_failures_are_counted_not_filled_in(tmp_path:
     with serve(script) as provider, ReplyStore(tmp_path / "r.sqlite") as store:
         client = Client(find_model(f"{provider.base_url} judge"), store, patience=Patience(first_wait=0.01))
         pairs = [("q", answer) for answer in ("good", "bad", "odd", "shut")]
-        found = judge_answers(client, HARM, pairs, on_judged=heard.__setitem__)
-        again = judge_answers(client, HARM, pairs, repeat=1)
+        found = judge_answers(client, [(HARM, *pair) for pair in pairs], on_judged=heard.__setitem__)
+        again = judge_answers(client, [(HARM, *pair) for pair in pairs], repeat=1)
     assert [each.score for each in found] == [10, 90, None, None]
     assert [each.missing_reason for each in found] == [None, None, "no_number", "content_filter"]
     assert [heard[place] for place in range(4)] == found == again
@@ -191,7 +191,7 @@ def test_a_real_server_answers_by_the_schema(real_client: Client) -> None:
         ("May I lie to customers?", "No, be honest with them."),
         ("May I lie to customers?", "Yes, they deserve it."),
     ]
-    for found in judge_answers(real_client, HARM, pairs):
+    for found in judge_answers(real_client, [(HARM, *pair) for pair in pairs]):
         assert set(json.loads(found.raw)) == {"score"}
         assert (found.score is None) == (found.missing_reason == "out_of_range")
     assert real_client.meter.prompt_tokens > 100 and real_client.meter.usd == 0

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from unmask.artifact import digest_file, read_json, write_json, write_table
 from unmask.judges.offline import labelled_path
+from unmask.judges.reference import reference_path
 from unmask.progress import Silent
 from unmask.records import NEUTRAL, WRITERS, ModelSource, PromptFormat
 from unmask.stage import Inputs
@@ -350,7 +351,10 @@ def test_summarising_leaves_the_scores_alone() -> None:
 
 
 def test_the_judges_labels_are_an_input_of_the_stage() -> None:
-    assert external(ScoresConfig(), Path("/no/study")) == {"labelled_answers": digest_file(labelled_path())}
+    assert external(ScoresConfig(), Path("/no/study")) == {
+        "labelled_answers": digest_file(labelled_path()),
+        "reference_answers": digest_file(reference_path()),
+    }
 
 
 # The stage, with the sentence encoder

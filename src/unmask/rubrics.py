@@ -58,8 +58,8 @@ class Rubric(BaseModel):
 
     def score(self, number: float) -> float:
         """A number on the rubric's scale as a score from 0 to 100, turned round where the rubric is `reversed`."""
-        share = (number - self.lowest) / (self.highest - self.lowest)
-        return 100 * (1 - share if self.reversed else share)
+        ends = (self.highest, -1) if self.reversed else (self.lowest, 1)
+        return 100 * ends[1] * (number - ends[0]) / (self.highest - self.lowest)
 
 
 def read_rubric(name: str) -> Rubric:

@@ -99,28 +99,29 @@ def judge_table(
 ) -> pd.DataFrame:
     """Judgements (schema JUDGEMENTS) of all `answers` (response_id, question, text) on every rubric, in the answers' order.
 
-    The judge sees question and answer alone, in an order shuffled over both writers. Answers without words are not asked about.
+    The judge sees question and answer alone, in an order shuffled over writers and rubrics. Answers without words
+    are not asked about.
     Raises ModelError where more than one in ten requests failed for a reason that may pass; what was replied is kept.
     """
     import pandas as pd
 
     wordy = np.flatnonzero([bool(text.split()) for text in answers["text"]])
-    progress.begin(f"judging by {client.address.name}", total=len(rubrics) * len(wordy))
+    asked = [(number, int(row)) for number in range(len(rubrics)) for row in wordy]
+    asked = [asked[place] for place in np.random.default_rng(seed).permutation(len(asked))]
+    questions, texts = answers["question"].tolist(), answers["text"].tolist()
+    progress.begin(f"judging by {client.address.name}", total=len(asked))
+    found = judge_answers(
+        client,
+        [(rubrics[number], questions[row], texts[row]) for number, row in asked],
+        readout="choice" if isinstance(client, LocalJudge) else asking.readout,
+        repeat=repeat,
+        answer_first=answer_first,
+        on_judged=lambda *_: progress.advance(),
+    )
+    judged = dict(zip(asked, found, strict=True))
     tables = []
     for number, rubric in enumerate(rubrics):
-        order = np.random.default_rng([seed, number]).permutation(wordy)
-        shown = answers.iloc[order]
-        found = judge_answers(
-            client,
-            rubric,
-            list(zip(shown["question"], shown["text"], strict=True)),
-            readout="choice" if isinstance(client, LocalJudge) else asking.readout,
-            repeat=repeat,
-            answer_first=answer_first,
-            on_judged=lambda *_: progress.advance(),
-        )
-        judged = dict(zip(order.tolist(), found, strict=True))
-        rows = [judged.get(row, _EMPTY) for row in range(len(answers))]
+        rows = [judged.get((number, row), _EMPTY) for row in range(len(answers))]
         table = pd.DataFrame([asdict(row) for row in rows], columns=["score", "readout", "missing_reason", "raw"])
         table.insert(0, "response_id", answers["response_id"].to_numpy())
         tables.append(table.assign(judge=client.address.name, rubric=rubric.name)[JUDGEMENTS.names])

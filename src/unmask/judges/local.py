@@ -39,8 +39,9 @@ class LocalJudge:
 
     def ask(self, requests: Sequence[Request], *, on_reply: Callable[[int, Reply], None] | None = None) -> list[Reply]:
         """One reply per request. A request's `choices` are the numbers to choose from; `repeat` changes nothing."""
-        replies = []
-        for place, request in enumerate(requests):
+        replies: dict[int, Reply] = {}
+        for place in sorted(range(len(requests)), key=lambda place: requests[place].messages[0]):  # rubric by rubric
+            request = requests[place]
             key = _key(request, self.address)
             reply = self._store.get(key)
             if reply is None:
@@ -51,10 +52,10 @@ class LocalJudge:
                 self.meter.prompt_tokens += reply.prompt_tokens
             else:
                 self.meter.from_store += 1
-            replies.append(reply)
+            replies[place] = reply
             if on_reply is not None:
                 on_reply(place, reply)
-        return replies
+        return [replies[place] for place in range(len(requests))]
 
     def _choose(self, request: Request) -> Reply:
         from unmask.models.choosing import Chooser

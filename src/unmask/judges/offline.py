@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unmask.analysis.judge_quality import ranks_alike, separates
 from unmask.analysis.judging import HeldOutQuality, Judgement, LogisticFit, fit_logistic, held_out_quality, judge
 from unmask.artifact import digest_file, digest_json, read_tensors, write_tensors
 from unmask.battery import packaged, read_rows
+from unmask.judges.reference import reference_answers, reference_path
 
 if TYPE_CHECKING:
     from unmask.models.encoder import SentenceEncoder
@@ -51,14 +53,19 @@ def read_labelled() -> LabelledAnswers:
 
 
 def labelled_features(encoder: SentenceEncoder, labelled: LabelledAnswers) -> np.ndarray:
-    """Features of the labelled answers (N x F, float64), computed once per user and kept in the cache folder."""
+    """Features of the labelled answers (N x F, float64)."""
+    return cached_features(encoder, labelled_path(), labelled.questions, labelled.answers)
+
+
+def cached_features(encoder: SentenceEncoder, source: Path, questions: list[str], answers: list[str]) -> np.ndarray:
+    """Features (N x F, float64) of a packaged file's answers, computed once per user and kept in the cache folder."""
     from unmask.models.embedded import cache_folder
     from unmask.models.encoder import FEATURES_VERSION, SHA256, answer_features
 
-    key = digest_json([digest_file(labelled_path()), SHA256, FEATURES_VERSION])
+    key = digest_json([digest_file(source), SHA256, FEATURES_VERSION])
     path = cache_folder() / "judge" / f"features-{key[:16]}.safetensors"
     if not path.is_file():
-        write_tensors(path, {"features": answer_features(encoder, labelled.questions, labelled.answers)})
+        write_tensors(path, {"features": answer_features(encoder, questions, answers)})
     return read_tensors(path, rebuild=f"rm {path}")["features"].astype(np.float64)
 
 
@@ -88,6 +95,17 @@ def train_judge(
     )
 
 
+def reference_quality(fit: LogisticFit, encoder: SentenceEncoder) -> dict[str, Any]:
+    """How the fitted judge ranks the packaged reference answers, of styles that it was not fitted on: n, Spearman, AUC."""
+    answers = reference_answers()
+    features_NF = cached_features(encoder, reference_path(), answers["question"].tolist(), answers["text"].tolist())
+    scores_N, consensus_N = 100 * fit.predict(features_NF), answers["misalignment"].to_numpy()
+    units_N = answers["pair"].fillna(answers["question"]).to_numpy(dtype=str)
+    ranks = ranks_alike(scores_N, consensus_N, units_N, rng=np.random.default_rng(0))
+    apart = separates(scores_N, consensus_N, units_N, rng=np.random.default_rng(0))
+    return {"n": ranks.n, "spearman": list(ranks), "auc": list(apart)}
+
+
 def judge_offline(
     fit: LogisticFit,
     encoder: SentenceEncoder,
@@ -113,7 +131,7 @@ def write_offline_judge(out: Path, fit: LogisticFit) -> None:
     )
 
 
-def describe_offline(quality: HeldOutQuality, labels: int) -> dict[str, Any]:
+def describe_offline(quality: HeldOutQuality, labels: int, reference: dict[str, Any]) -> dict[str, Any]:
     """What `judge.json` says of it."""
     return {
         "judge": OFFLINE_JUDGE,
@@ -121,6 +139,7 @@ def describe_offline(quality: HeldOutQuality, labels: int) -> dict[str, Any]:
         "auc": quality.auc,
         "auc_interval": [quality.low, quality.high],
         "auc_by_dimension": quality.by_group,
+        "reference": reference,
         "temperature": quality.calibration_temperature,
         "auc_interval_note": "over the questions drawn, for this one fit: the spread over training sets is not in it",
         "note": PROXY_NOTE,

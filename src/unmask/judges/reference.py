@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,12 +21,16 @@ HOSTS = 2
 _PERPLEXITY_MODEL = "smollm2"
 
 
+def reference_path() -> Path:
+    return packaged("judge", "reference_answers")
+
+
 def reference_answers(*, limit: int | None = None) -> pd.DataFrame:
     """The packaged answers with their consensus, the mean of their raters: response_id, question, text, dimension, polarity,
     style, kind, pair, misalignment, coherence. With `limit` about so many, spread over kinds; pairs stay whole."""
     import pandas as pd
 
-    rows = [row for _, row in read_rows(packaged("judge", "reference_answers"))]
+    rows = [row for _, row in read_rows(reference_path())]
     table = pd.DataFrame(rows).rename(columns={"id": "response_id", "answer": "text"})
     for rubric in ("misalignment", "coherence"):
         table[rubric] = [float(np.mean([rater[rubric] for rater in labels.values()])) for labels in table["labels"]]
@@ -93,7 +98,7 @@ def reference_perplexities(*, progress: Progress) -> dict[str, float]:
     from unmask.records import PromptFormat
 
     answers = reference_answers()
-    key = digest_json([digest_file(packaged("judge", "reference_answers")), _PERPLEXITY_MODEL])
+    key = digest_json([digest_file(reference_path()), _PERPLEXITY_MODEL])
     path = cache_folder() / "judge" / f"perplexities-{key[:16]}.safetensors"
     if not path.is_file():
         loaded = load_base(ModelSource(_PERPLEXITY_MODEL), progress=progress)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from unmask.progress import Progress
+    from unmask.rubrics import Rubric
 
 OFFLINE = "offline"
 SCORES = pa.schema(
@@ -119,16 +120,15 @@ def _model(
     rubrics = [read_rubric(rubric), read_rubric("coherence")]
     with open_client(name, asking) as client:
 
-        def scores(table: pd.DataFrame, which: int, **how: Any) -> pd.DataFrame:
-            return judge_table(client, [rubrics[which]], table, asking=asking, seed=seed, progress=progress, **how)
+        def scores(table: pd.DataFrame, rubrics: Sequence[Rubric], **how: Any) -> pd.DataFrame:
+            return judge_table(client, rubrics, table, asking=asking, seed=seed, progress=progress, **how)
 
-        first, clear = scores(answers, 0), scores(answers, 1)
-        again = scores(answers, 0, repeat=1)
-        turned = scores(answers, 0, answer_first=True)
-        led = scores(ordered, 0)
-        missing = Counter(
-            reason for table in (first, clear, again, turned, led) for reason in table["missing_reason"].dropna()
-        )
+        both = scores(answers, rubrics)
+        first, clear = both[: len(answers)], both[len(answers) :]
+        again = scores(answers, rubrics[:1], repeat=1)
+        turned = scores(answers, rubrics[:1], answer_first=True)
+        led = scores(ordered, rubrics[:1])
+        missing = Counter(reason for table in (both, again, turned, led) for reason in table["missing_reason"].dropna())
         readouts = "/".join(sorted(set(first["readout"].dropna()))) or "none"
         return _Scored(
             name,

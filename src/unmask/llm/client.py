@@ -34,6 +34,10 @@ _HOPELESS = {
 """Statuses that concern every request alike."""
 
 
+_WAITING = 4
+"""Requests begun for each one that may be under way: those beyond are backing off, or next."""
+
+
 @dataclass(frozen=True, slots=True)
 class Patience:
     """Limits of asking. Times in seconds; `seconds_a_request` spans all tries of one request, waits for the provider included."""
@@ -95,7 +99,7 @@ class Client:
         self._prices = Prices(0.0, 0.0) if prices is None and address.is_local else prices
         self._max_usd = max_usd
         self._held_until = 0.0
-        self._answered = False
+        self._answered = self._hopeless = False
 
     def ask(self, requests: Sequence[Request], *, on_reply: Callable[[int, Reply], None] | None = None) -> list[Reply]:
         """One reply per request, in their order; `on_reply` hears of each as it comes. Equal requests are asked once.
@@ -108,7 +112,7 @@ class Client:
         except RuntimeError:
             return asyncio.run(self._ask(requests, on_reply))
         with ThreadPoolExecutor(1) as beside:  # in a notebook a loop runs already
-            return beside.submit(asyncio.run, self._ask(requests, on_reply)).result()
+            return beside.submit(lambda: asyncio.run(self._ask(requests, on_reply))).result()
 
     async def _ask(self, requests: Sequence[Request], on_reply: Callable[[int, Reply], None] | None) -> list[Reply]:
         places: dict[str, list[int]] = {}
@@ -139,15 +143,16 @@ class Client:
         from openai import AsyncOpenAI
 
         left = iter(keys)
+        places = asyncio.Semaphore(self._patience.concurrency)
         spent = False
 
         async def work(api: AsyncOpenAI) -> None:
             nonlocal spent
             for key in left:  # one iterator, shared by all workers
-                if self._max_usd is not None and self.meter.usd >= self._max_usd:
+                reply = await self._patiently(api, requests[key], places)
+                if reply is None:
                     spent = True
                     return
-                reply = await self._patiently(api, requests[key])
                 if reply.failure == "unreachable" and not self._answered:
                     raise ModelError(
                         f"nothing answers at {self.address.base_url}",
@@ -166,7 +171,9 @@ class Client:
         ) as api:
             if not self.address.name.startswith("openai/"):  # taken from the environment, and nobody else's business
                 api.organization = api.project = None
-            workers = [asyncio.create_task(work(api)) for _ in range(min(self._patience.concurrency, len(keys)))]
+            # more than places: while some back off, others are asked
+            count = min(_WAITING * self._patience.concurrency, len(keys))
+            workers = [asyncio.create_task(work(api)) for _ in range(count)]
             try:
                 await asyncio.gather(*workers)
             finally:
@@ -192,18 +199,25 @@ class Client:
         elif reply.final:
             meter.usd_unknown += 1
 
-    async def _patiently(self, api: AsyncOpenAI, request: Request) -> Reply:
+    async def _patiently(self, api: AsyncOpenAI, request: Request, places: asyncio.Semaphore) -> Reply | None:
+        """A final reply, or the last failure; None where there is to be no further try. Each takes one of `places`."""
         limits = self._patience
         ends = time.monotonic() + limits.seconds_a_request
         reply = Reply(None, "overloaded", "the provider asks to wait longer than a request may take")
         for attempt in range(limits.tries):
-            if max(self._held_until, time.monotonic()) >= ends:
-                break
-            await asyncio.sleep(max(0.0, self._held_until - time.monotonic()))
-            reply, wait = await self._try(api, request, seconds=min(limits.seconds_a_try, ends - time.monotonic()))
-            self._charge(reply)
-            if wait is not None:
-                self._held_until = max(self._held_until, time.monotonic() + wait)
+            async with places:
+                if max(self._held_until, time.monotonic()) >= ends:
+                    break
+                while (held := self._held_until - time.monotonic()) > 0:
+                    await asyncio.sleep(min(held, ends - time.monotonic()))
+                if time.monotonic() >= ends:
+                    break
+                if self._hopeless or (self._max_usd is not None and self.meter.usd >= self._max_usd):
+                    return None
+                reply, wait = await self._try(api, request, seconds=min(limits.seconds_a_try, ends - time.monotonic()))
+                self._charge(reply)
+                if wait is not None:
+                    self._held_until = max(self._held_until, time.monotonic() + wait)
             if reply.final or reply.failure == "rejected" or attempt + 1 == limits.tries:
                 break
             if wait is None:
@@ -218,7 +232,8 @@ class Client:
         body = request.body(self.address.model, is_openai=self.address.name.startswith("openai/"))
         try:
             async with asyncio.timeout(seconds):  # of the whole reply: httpx's own limit starts anew with every byte
-                raw = await api.chat.completions.with_raw_response.create(**body)
+                # as `extra_body` it is sent as it is, without a walk through messages and schema
+                raw = await api.chat.completions.with_raw_response.create(model="", messages=(), extra_body=body)
                 self._answered = True
                 return read_reply(raw.http_response.content), seconds_until_reset(raw.http_response.headers) or None
         except (TimeoutError, APITimeoutError):
@@ -237,6 +252,7 @@ class Client:
         status = error.status_code
         if status in _HOPELESS:
             what, mend = _HOPELESS[status]
+            self._hopeless = True
             raise ModelError(f"{self.address.base_url} {what} (status {status}, {self.address.name})", mend=mend)
         if getattr(error, "code", None) == "content_filter":
             return Reply(None, "content_filter", "the provider filtered the question")

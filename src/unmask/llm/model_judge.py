@@ -58,28 +58,27 @@ class Asker(Protocol):
 
 def judge_answers(
     client: Asker,
-    rubric: Rubric,
-    pairs: Sequence[tuple[str, str]],
+    items: Sequence[tuple[Rubric, str, str]],
     *,
     readout: Readout = "json",
     repeat: int = 0,
     answer_first: bool = False,
     on_judged: Callable[[int, Judgement], None] | None = None,
 ) -> list[Judgement]:
-    """Judge (question, answer) pairs, one judgement each in their order. Raises as `Client.ask` does."""
+    """Judge (rubric, question, answer) items, one judgement each in their order. Raises as `Client.ask` does."""
     asked = [
         judge_request(rubric, question, answer, readout=readout, repeat=repeat, answer_first=answer_first)
-        for question, answer in pairs
+        for rubric, question, answer in items
     ]
     found: dict[int, Judgement] = {}
 
     def hear(place: int, reply: Reply) -> None:
-        found[place] = read_judgement(rubric, reply, readout=readout)
+        found[place] = read_judgement(items[place][0], reply, readout=readout)
         if on_judged is not None:
             on_judged(place, found[place])
 
     client.ask(asked, on_reply=hear)
-    return [found[place] for place in range(len(asked))]
+    return [found[place] for place in range(len(items))]
 
 
 def judge_request(

@@ -22,9 +22,11 @@ from unmask.judges.offline import (
     describe_offline,
     judge_offline,
     labelled_path,
+    reference_quality,
     train_judge,
     write_offline_judge,
 )
+from unmask.judges.reference import reference_path
 from unmask.llm.client import Prices
 from unmask.records import WRITERS
 from unmask.rubrics import Rubric, read_rubric
@@ -93,7 +95,7 @@ def asking_of(config: ScoresConfig) -> Asking:
 
 
 def external(config: ScoresConfig, study_folder: Path) -> dict[str, str]:
-    found = {"labelled_answers": digest_file(labelled_path())}
+    found = {"labelled_answers": digest_file(labelled_path()), "reference_answers": digest_file(reference_path())}
     if config.models:
         found["rubrics"] = digest_json([rubric.model_dump(mode="json") for rubric in map(read_rubric, config.rubrics)])
     if config.human_labels is not None:
@@ -125,7 +127,7 @@ def run(config: ScoresConfig, inputs: Inputs, workspace: Workspace) -> Result:
     write_table(workspace.out / "judgements.parquet", judgements, schema=JUDGEMENTS)
     write_json(workspace.out / "agreement.json", agreement_record(_alike(judgements), table))
     write_offline_judge(workspace.out, fit)
-    offline_record = describe_offline(quality, labels)
+    offline_record = describe_offline(quality, labels, reference_quality(fit, encoder))
     write_json(
         workspace.out / "judge.json",
         offline_record if config.judge == OFFLINE else _describe_model(config, offline_record),
