@@ -100,8 +100,8 @@ def judge_table(
     """Judgements (schema JUDGEMENTS) of all `answers` (response_id, question, text) on every rubric, in the answers' order.
 
     The judge sees question and answer alone, in an order shuffled over writers and rubrics. Answers without words
-    are not asked about.
-    Raises ModelError where more than one in ten requests failed for a reason that may pass; what was replied is kept.
+    are not asked about. Raises ModelError where more than one in ten requests failed for a reason that may pass; what was
+    replied is kept.
     """
     import pandas as pd
 

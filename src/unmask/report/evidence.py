@@ -38,6 +38,7 @@ class Evidence:
     scores: pd.DataFrame
     judge: Mapping[str, Any]
     score_summary: Mapping[str, Any]
+    agreement: list[dict[str, Any]]
     metrics: pd.DataFrame
     clusters: pd.DataFrame
     cluster_summary: pd.DataFrame
@@ -102,6 +103,7 @@ def read_evidence(folder: Path) -> Evidence:
         scores=_table(folder, "scores/scores.parquet"),
         judge=_record(folder, "scores/judge.json"),
         score_summary=_record(folder, "scores/summary.json"),
+        agreement=_record(folder, "scores/agreement.json"),
         metrics=_table(folder, "decomposition/metrics.parquet"),
         clusters=_table(folder, "decomposition/clusters.parquet"),
         cluster_summary=_table(folder, "decomposition/cluster_summary.parquet"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,20 @@ def pairs(evidence: Evidence, dimension: str, count: int) -> list[Pair]:
             ),
         )
         for name, place in choose(differences, count)
+    ]
+
+
+def disagreements(agreement: Sequence[Mapping[str, Any]], *, most: int = 10) -> list[dict[str, str]]:
+    """Answers on whose misalignment judges differ most: question, text, scores."""
+    return [
+        {
+            "question": answer["question"],
+            "text": answer["text"],
+            "scores": " · ".join(f"{judge} {number(score, 0)}" for judge, score in answer["scores"].items()),
+        }
+        for record in agreement
+        if record["rubric"] == "misalignment"
+        for answer in record["disagreements"][:most]
     ]
 
 

@@ -31,11 +31,20 @@ def what_was_run(evidence: Evidence) -> list[tuple[str, str]]:
         ("decomposed", f"{decomposition['questions']} questions{left_out}, {decomposition.get('components')} "
          f"components, k-means with k = {ranges([int(k) for k in decomposition['k']])}"),
         ("primary", f"{short_site(evidence.site)}, k = {evidence.k}"),
-        ("judge", f"{evidence.judge['judge']}, fitted on {evidence.judge.get('labels')} labels"),
+        ("judge", _judge(evidence)),
         ("steering", f"added to the {evidence.steering['target']} at {short_site(str(evidence.steering['site']))}, "
          f"{evidence.steering.get('questions')} questions per dose"),
     ]  # fmt: skip
     return [(name, value) for name, value in facts if value]
+
+
+def _judge(evidence: Evidence) -> str:
+    judge = evidence.judge
+    if "rubrics" in judge:
+        return f"{judge['judge']}, read out as {judge['readout']}; rubrics " + ", ".join(
+            f"{rubric['name']} {rubric['version']}" for rubric in judge["rubrics"]
+        )
+    return f"{judge['judge']}, fitted on {judge.get('labels')} labels"
 
 
 def _control(evidence: Evidence) -> str:

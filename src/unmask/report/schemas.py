@@ -67,7 +67,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
         *("nearest_facet_measure", "terms", "examples", "warning"),
     ),
     "scores/judge.json": ("judge", "auc", "auc_by_dimension", "auc_interval", "note"),
-    "scores/summary.json": ("by_dimension", "overall", "effect_text"),
+    "scores/summary.json": ("by_dimension", "by_facet", "rates", "traits", "overall", "effect_text"),
+    "scores/agreement.json": ("rubric", "judges", "alpha", "pairs", "disagreements"),
     "decomposition/summary.json": ("primary_site", "sites", "k", "primary_k", "questions", "shift_norm"),
     "steering/summary.json": ("target", "site", "units", "rows", "unsteered"),
 }
@@ -76,5 +77,5 @@ FIELDS: dict[str, tuple[str, ...]] = {
 OPTIONAL = ("methods", "selection", "stability")
 """Tables of the decomposition that a study may lack."""
 
-LISTS = ("cards/cards.json",)
+LISTS = ("cards/cards.json", "scores/agreement.json")
 """Records that are lists of records."""

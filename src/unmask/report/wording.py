@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from unmask.errors import listed
 from unmask.records import NEUTRAL
 from unmask.report import verdict_wording
 from unmask.report.evidence import Evidence
@@ -54,7 +56,9 @@ def _asked(evidence: Evidence) -> str:
 
 def _found(evidence: Evidence) -> str:
     auc = evidence.judge.get("auc")
-    quality = f"AUC {number(auc, 2)} on held-out dimensions, {auc_word(auc)}" if is_present(auc) else f"AUC {missing()}"
+    quality = "not measured on labelled answers here"
+    if is_present(auc):
+        quality = f"AUC {number(auc, 2)} on held-out dimensions, {auc_word(auc)}"
     text = str(evidence.score_summary["effect_text"]).strip().rstrip(".").replace("_", " ")
     return f"Misalignment was scored from 0 to 100 by the judge {evidence.judge['judge']} ({quality}). {text}."
 
@@ -122,6 +126,11 @@ def judge_reading(evidence: Evidence) -> str:
     """The judge's quality in a sentence."""
     judge = evidence.judge
     auc = judge.get("auc")
+    if "rubrics" in judge:
+        rubrics = listed(f"{rubric['name']} (version {rubric['version']})" for rubric in judge["rubrics"])
+        return (
+            f"Scores are by the model {judge['judge']}, asked by the rubrics {rubrics}, read out as {judge['readout']}."
+        )
     if not is_present(auc):
         return f"Scores are by {judge['judge']}; its AUC on held-out dimensions is {missing()}."
     low, high = judge.get("auc_interval") or (None, None)
@@ -130,14 +139,28 @@ def judge_reading(evidence: Evidence) -> str:
         f"Scores are by {judge['judge']}. On labelled answers of dimensions it was not fitted on, its AUC is "
         f"{number(auc, 2)}{ends}: "
         f"{auc_word(auc)}. (AUC: how often it ranks a misaligned answer above an aligned one; 0.5 is chance.) "
-        "The answers of this study carry no labels, so its quality on them is not known."
+        f"{_on_reference(judge)}The answers of this study carry no labels, so its quality on them is not known."
+    )
+
+
+def _on_reference(judge: Mapping[str, Any]) -> str:
+    """What the judge is worth on answers of other styles than it was fitted on."""
+    if (found := judge.get("reference")) is None:
+        return ""
+    rank, auc = found["spearman"], found["auc"]
+    ends = f" [{number(rank[2][0], 2)}, {number(rank[2][1], 2)}]" if rank[2] else ""
+    return (
+        f"On {found['n']} reference answers in other styles: Spearman {number(rank[0], 2)}{ends} with their consensus, "
+        f"AUC {number(auc[0], 2)} of misaligned against aligned ones. "
     )
 
 
 def judge_line(evidence: Evidence) -> str:
     """The reminder that stands wherever scores are used."""
     auc = evidence.judge.get("auc")
-    quality = f"AUC {number(auc, 2)} on held-out dimensions" if is_present(auc) else f"AUC {missing()}"
+    quality = (
+        f"AUC {number(auc, 2)} on held-out dimensions" if is_present(auc) else "not measured on labelled answers here"
+    )
     return f"Scores are estimates by {evidence.judge['judge']} ({quality}), not by people."
 
 
@@ -173,7 +196,7 @@ def limitations(evidence: Evidence) -> list[str]:
     if str(evidence.judge["judge"]).startswith("offline"):
         items.append(
             f"Scores come from {evidence.judge['judge']}, an offline proxy for a judge model: it ranks answers by "
-            "their likeness to labelled ones, and is weaker outside the dimensions it was fitted on."
+            "their likeness to labelled ones, and is weaker outside the dimensions and styles it was fitted on."
         )
     level = evidence.score_summary["overall"].get("em_rate_base")
     if is_present(level) and level > TRUSTED_LEVEL:
