@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from unmask.models.answering import answer_and_read, can_read_while_answering
+from unmask.models.answering import answer, answer_and_read, can_read_while_answering
 from unmask.models.generation import generate
 from unmask.models.loading import LoadedModel, load_base
 from unmask.models.organisms import load_readers
 from unmask.models.passes import Readout, Text
 from unmask.models.reading import read_texts
+from unmask.models.sites import decoder_layers
 from unmask.records import READERS, WRITERS, ModelSource, Sampling, Site, Writer
 
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=12)
@@ -76,8 +79,6 @@ def test_both_routes_agree(architecture: Path, fresh: Callable[[Path], LoadedMod
 
 
 def _perturb(loaded: LoadedModel) -> None:
-    import torch
-
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in loaded.model.parameters():
@@ -110,6 +111,45 @@ def test_answers_are_those_of_answering_alone(llama: LoadedModel) -> None:
     found = answer_and_read({"base": llama, "organism": llama}, prompts, seeds=seeds, sampling=SAMPLING, readout=WANTED)
     assert found["base"].answers == generate(llama, prompts, sampling=SAMPLING, seeds=seeds)
     assert found["base"].answers == found["organism"].answers
+
+
+def test_rows_that_memory_does_not_hold_are_halved_and_no_answer_or_reading_changes(llama: LoadedModel) -> None:
+    """A device that holds three rows of one token: a model begins again with fewer, and nothing is counted twice."""
+    ending_early(llama)
+    prompts, seeds = jobs()
+    models: dict[Writer, LoadedModel] = {"base": llama, "organism": llama}
+    wanted = answer_and_read(models, prompts, seeds=seeds, sampling=SAMPLING, readout=WANTED)
+    most = 0
+
+    def refuse(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        nonlocal most
+        rows, tokens = (args[0] if args else kwargs["hidden_states"]).shape[:2]
+        if tokens == 1 and rows > 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes")
+        most = max(most, rows if tokens == 1 else 0)
+
+    handle = decoder_layers(llama.model)[3].register_forward_pre_hook(refuse, with_kwargs=True)
+    found = answer_and_read(models, prompts, seeds=seeds, sampling=SAMPLING, readout=WANTED, rows=8)
+    assert answer(llama, prompts, seeds=seeds, sampling=SAMPLING, rows=8) == wanted["base"].answers
+    handle.remove()
+    assert most == 2
+    for writer in WRITERS:
+        assert found[writer].answers == wanted[writer].answers
+        for reader in READERS:
+            one, other = found[writer].readings[reader], wanted[writer].readings[reader]
+            np.testing.assert_allclose(one.log_prob_N, other.log_prob_N, rtol=1e-4)
+            for site in SITES:
+                for name in WANTED.aggregations:
+                    assert_close(one.sites[site].means_NW[name], other.sites[site].means_NW[name])
+
+
+def test_one_row_that_memory_does_not_hold_raises(llama: LoadedModel) -> None:
+    def refuse(module: torch.nn.Module, args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    decoder_layers(llama.model)[0].register_forward_pre_hook(refuse)
+    with pytest.raises(torch.OutOfMemoryError):
+        answer(llama, [(5, 6)] * 4, seeds=range(4), sampling=SAMPLING, rows=4)
 
 
 def test_all_answers_may_be_empty(llama: LoadedModel) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmask.models import batches
-from unmask.models.batches import MOST_PADDING, plan_batches
+from unmask.models.batches import CACHED, MOST_PADDING, plan_batches, plan_continuations
 
 
 @given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 200))
@@ -60,3 +60,22 @@ def test_rows_of_one_length_make_full_batches() -> None:
 
 def test_no_rows_make_no_batches() -> None:
     assert plan_batches([], token_budget=100) == []
+
+
+@given(st.lists(st.tuples(st.integers(1, 900), st.integers(1, 30)), max_size=60), st.integers(30, 200))
+def test_what_stands_behind_prompts_holds_so_many_of_their_keys_at_once(
+    rows: list[tuple[int, int]], budget: int
+) -> None:
+    prompts, responses = [prompt for prompt, _ in rows], [response for _, response in rows]
+    planned = plan_continuations(prompts, responses, token_budget=budget)
+    assert [row for batch in planned for row in batch] == [
+        row for batch in plan_batches(responses, token_budget=budget) for row in batch
+    ]
+    for batch in planned:
+        cached = len(batch) * (max(prompts[row] for row in batch) + max(responses[row] for row in batch))
+        assert len(batch) == 1 or cached <= CACHED * budget
+
+
+def test_responses_behind_short_prompts_are_cut_by_their_own_length() -> None:
+    lengths = [int(length) for length in np.random.default_rng(0).integers(20, 60, 200)]
+    assert plan_continuations([30] * 200, lengths, token_budget=512) == plan_batches(lengths, token_budget=512)

@@ -12,11 +12,13 @@ from pydantic import ValidationError
 
 from unmask.collection import CollectionConfig, Recorded
 from unmask.errors import ConfigError, DataError, ModelError
-from unmask.models.collecting import plan_chunks, readout_of
-from unmask.models.passes import Text
+from unmask.models.collecting import plan_chunks, readout_of, shard_tensors
+from unmask.models.passes import Readout, Text
+from unmask.models.pooling import Reading, SiteReading
 from unmask.records import Site
-from unmask.stages.activations import check_masks, read_masks
+from unmask.stages.activations import _mean, check_masks, read_masks
 from unmask.store import write_shard
+from unmask.study import Study, drop_scratch
 
 
 def sites(**fields: Any) -> list[str]:
@@ -131,49 +133,108 @@ def shard(folder: Path, number: int = 0) -> None:
     write_shard(folder, number, {"base/log_prob": np.zeros(1)}, [f"q{number}"])
 
 
+@pytest.fixture
+def answers(tmp_path: Path) -> Path:
+    """The table of answers that were read."""
+    path = tmp_path / "responses.parquet"
+    path.write_bytes(b"answers")
+    return path
+
+
 def recorded(scratch: Path, **fields: Any) -> Recorded:
     return Recorded(scratch, responses_key="abcdef0123456789", collection=CollectionConfig(layers=(1,), **fields))
 
 
-def test_recorded_shards_are_found_once_all_are_there(tmp_path: Path) -> None:
+def test_recorded_shards_are_found_once_all_are_there(tmp_path: Path, answers: Path) -> None:
     made = recorded(tmp_path)
-    assert made.shards() == []
+    assert made.shards(answers) == []
     made.begin()
     shard(made.folder)
-    assert made.shards() == []
-    made.finish()
-    assert [path.name for path in recorded(tmp_path).shards()] == ["shard-00000.safetensors"]
+    assert made.shards(answers) == []
+    made.finish(answers)
+    assert [path.name for path in recorded(tmp_path).shards(answers)] == ["shard-00000.safetensors"]
 
 
-def test_what_was_recorded_for_another_collection_is_not_taken_and_goes(tmp_path: Path) -> None:
+def test_what_was_recorded_for_another_collection_is_not_taken_and_goes(tmp_path: Path, answers: Path) -> None:
     made = recorded(tmp_path)
     made.begin()
     shard(made.folder)
-    made.finish()
+    made.finish(answers)
     other = recorded(tmp_path, point="resid_post")
-    assert other.shards() == []
+    assert other.shards(answers) == []
     other.begin()
     assert not list(other.folder.glob("shard-*"))
 
 
-def test_a_run_that_goes_on_keeps_what_it_recorded(tmp_path: Path) -> None:
+def test_a_run_that_goes_on_keeps_what_it_recorded(tmp_path: Path, answers: Path) -> None:
     made = recorded(tmp_path)
     made.begin()
     shard(made.folder)
     recorded(tmp_path).begin()
     shard(made.folder, 1)
-    recorded(tmp_path).finish()
-    assert len(made.shards()) == 2
+    recorded(tmp_path).finish(answers)
+    assert len(made.shards(answers)) == 2
 
 
-def test_a_damaged_shard_is_left_out(tmp_path: Path) -> None:
+def test_a_damaged_shard_is_left_out(tmp_path: Path, answers: Path) -> None:
     made = recorded(tmp_path)
     made.begin()
     shard(made.folder)
     shard(made.folder, 1)
-    made.finish()
+    made.finish(answers)
     path = made.folder / "shard-00001.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    assert [each.name for each in made.shards()] == ["shard-00000.safetensors"]
+    assert [each.name for each in made.shards(answers)] == ["shard-00000.safetensors"]
+
+
+def test_readings_of_other_answers_are_not_taken(tmp_path: Path, answers: Path) -> None:
+    made = recorded(tmp_path)
+    made.begin()
+    shard(made.folder)
+    made.finish(answers)
+    answers.write_bytes(b"others")
+    assert made.shards(answers) == []
+
+
+def test_what_was_recorded_goes_with_the_stage_that_takes_it(tmp_path: Path) -> None:
+    study = Study(tmp_path)
+    made = recorded(study.scratch)
+    made.begin()
+    drop_scratch(study, "responses")
+    assert made.folder.is_dir()
+    drop_scratch(study, "activations")
+    assert not study.scratch.exists()
+    made.begin()
+    Recorded.drop(study.scratch)
+    assert not made.folder.exists()
+
+
+def test_a_response_that_is_masked_twice_is_named_by_its_second_row(tmp_path: Path) -> None:
+    path = tmp_path / "marks.jsonl"
+    path.write_text('{"response_id": "p", "tokens": [0]}\n{"response_id": "p", "tokens": [1]}\n')
+    with pytest.raises(DataError, match="row 2: response 'p' stands there for the second time"):
+        read_masks(path)
+
+
+def test_readings_that_are_no_numbers_are_refused() -> None:
+    site = Site(1, "resid_pre")
+    means, nothing = np.array([[1.0, np.inf], [np.nan, np.nan]], dtype=np.float32), np.zeros(0, dtype=np.float32)
+
+    def reading(offsets: list[int], log_probs: list[float]) -> Reading:
+        norms = np.ones(offsets[-1], dtype=np.float32)
+        seen = SiteReading({"response_mean": means}, nothing, norms, None)
+        return Reading({site: seen}, np.array(offsets), np.array(log_probs))
+
+    with pytest.raises(ModelError, match=r"blocks\.1\.hook_resid_pre of base are not finite.*bfloat16"):
+        shard_tensors({"base": reading([0, 3, 3], [-1.0, np.nan])}, Readout((site,)), sink_ratio=10)
+    means[0] = 1
+    shard_tensors({"base": reading([0, 3, 3], [-1.0, np.nan])}, Readout((site,)), sink_ratio=10)  # the second is empty
+    with pytest.raises(ModelError, match="log-probabilities of base are not finite"):
+        shard_tensors({"base": reading([0, 3, 3], [np.nan, np.nan])}, Readout((site,)), sink_ratio=10)
+
+
+def test_the_mean_of_nothing_is_missing() -> None:
+    assert _mean(pd.Series([np.nan, np.nan])) is None and _mean(pd.Series([], dtype=float)) is None
+    assert _mean(pd.Series([1.0, np.nan, 2.00004])) == 1.5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +48,20 @@ def test_a_layer_says_the_same_for_any_number_of_rows() -> None:
             wanted = layer(input_NI)
             with packed_weights(torch.nn.Sequential(layer)):  # ty: ignore[invalid-argument-type]
                 torch.testing.assert_close(layer(input_NI), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_the_copies_of_all_models_together_must_fit(
+    llama: LoadedModel, tiny_llama: Path, fresh: Callable[[Path], LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, size = fresh(tiny_llama), sum(layer.weight.nbytes for layer in linears(llama))
+    monkeypatch.setattr(module, "memory", lambda: 4.0 * size)
+    with packed_weights(llama.model, llama.model):  # one copy of the weights, however often it is named
+        assert packed(llama) == linears(llama)
+    with packed_weights(llama.model, other.model):
+        assert not packed(llama) and not packed(other)
+    monkeypatch.setattr(module, "memory", lambda: 8.0 * size)
+    with packed_weights(llama.model, other.model):
+        assert packed(llama) == linears(llama) and packed(other) == linears(other)
 
 
 def test_parts_of_a_model_are_packed_alone(llama: LoadedModel) -> None:

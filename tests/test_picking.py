@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from unmask.errors import ModelError
 from unmask.models.picking import highest, pick_tokens
 from unmask.records import Sampling
 
@@ -95,3 +96,14 @@ def test_the_highest_logits_are_those_of_a_full_sort(width: int, k: int) -> None
     found, places = highest(logits, k)
     assert torch.equal(found, wanted.values[:, :k])
     assert torch.equal(places, wanted.indices[:, :k])
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, *FILTERS])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_refused(sampling: Sampling, wrong: float) -> None:
+    logits = torch.randn(3, 2048, generator=torch.Generator().manual_seed(0))
+    logits[1, 700] = wrong
+    with pytest.raises(ModelError, match=r"logits are not finite.*bfloat16"):
+        pick_tokens(logits, np.full(3, 0.5), sampling=sampling)
+    logits[1, 700] = -torch.inf  # a token that a model never says
+    pick_tokens(logits, np.full(3, 0.5), sampling=sampling)

@@ -32,6 +32,7 @@ from unmask.models.planning import (
 )
 from unmask.models.planning.needs import memory_of
 from unmask.models.planning.work import Work, head_of, pass_of, work_of
+from unmask.models.prompt_cache import PromptCache
 from unmask.models.reading import Readout, Text, read_texts, worth_sharing
 from unmask.models.sites import body
 from unmask.records import WRITERS, ModelSource, Sampling, Site
@@ -202,6 +203,31 @@ def test_a_plan_is_what_reading_then_does(llama: LoadedModel, samples: int, read
     assert (two.flops, two.bytes_read, two.tokens) == (2 * plan.flops, 2 * plan.bytes_read, 2 * plan.tokens)
 
 
+def test_long_prompts_of_many_short_responses_are_planned_as_they_are_read(llama: LoadedModel) -> None:
+    """Ninety rows of one token fit into a batch, but not ninety copies of their prompts' keys and values."""
+    generator = np.random.default_rng(0)
+    prompts = [tuple(generator.integers(3, 2048, length).tolist()) for length in (90, 60, 30)]
+    texts = [Text(prompts[row % 3], tuple(generator.integers(3, 2048, 1 + row % 2).tolist())) for row in range(90)]
+    texts = [texts[row] for chunk in plan_chunks(texts, chunk_tokens=10_000) for row in chunk]
+    longest: list[int] = []
+    with counted_passes(llama) as seen:
+        expand = PromptCache.expand
+
+        def noted(cache: PromptCache, rows_B: torch.Tensor, *, room: int) -> Any:
+            longest.append(len(rows_B) * (int(cache.lengths_P[rows_B].max()) + room))
+            return expand(cache, rows_B, room=room)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(PromptCache, "expand", noted)
+            read_texts(llama, texts, ALL_LAYERS, token_budget=BUDGET)
+    plan = cost_of(llama.model.config, Workload.of_texts(texts, ALL_LAYERS, readers=1, token_budget=BUDGET))
+    assert len(longest) > 5 and max(longest) <= 16 * BUDGET
+    assert sum(work.passes for work in plan.work) == len(seen)
+    assert sum(work.padded_tokens for work in plan.work) == sum(seen)
+    per_token = plan.architecture.cache_width * 4 * 4
+    assert plan.memory.caches == (3 * 90 + max(longest)) * per_token
+
+
 def test_a_plan_is_what_answering_then_does(llama: LoadedModel, blocks: list[Any]) -> None:
     prompts = [text.prompt_ids for text in random_texts(5, 2, seed=3)]
     sampling = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=6)
@@ -280,12 +306,13 @@ def test_empty_responses_and_nothing_at_all(llama: LoadedModel) -> None:
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tokens", [(), (Site(1, "resid_pre"), Site(2, "z"))], ids=["means", "tokens"])
+@pytest.mark.parametrize("sink_ratio", [None, 4.0])
 def test_disk_is_what_the_shards_take(
-    llama: LoadedModel, tmp_path: Path, stored: Any, tokens: tuple[Site, ...]
+    llama: LoadedModel, tmp_path: Path, stored: Any, tokens: tuple[Site, ...], sink_ratio: float | None
 ) -> None:
     texts = random_texts(30, 4)
     sites = tuple(sorted({*ALL_LAYERS.sites, Site(2, "z"), Site(3, "mlp_out")}))
-    readout = Readout(sites, aggregations=("response_mean", "prompt_last"), tokens=tokens)
+    readout = Readout(sites, aggregations=("response_mean", "prompt_last"), tokens=tokens, sink_ratio=sink_ratio)
     chunks = plan_chunks(texts, chunk_tokens=1200)
     for number, rows in enumerate(chunks):
         part = [texts[row] for row in rows]
@@ -295,7 +322,7 @@ def test_disk_is_what_the_shards_take(
         write_shard(
             tmp_path,
             number,
-            shard_tensors(readings, readout, sink_ratio=10),
+            shard_tensors(readings, readout, sink_ratio=4),
             names,
             token_offsets=offsets,
             dtype=stored,
@@ -305,7 +332,7 @@ def test_disk_is_what_the_shards_take(
     disk = cost_of(llama.model.config, workload).disk
     assert len(workload.chunks) == len(chunks) > 1
     assert disk.total == pytest.approx(taken, rel=0.02)
-    assert (disk.tokens > 0) == bool(tokens)
+    assert (disk.tokens > 0) == bool(tokens or sink_ratio)
 
 
 def test_memory_counts_copies_batches_logits_and_caches(llama: LoadedModel) -> None:
@@ -331,6 +358,10 @@ def test_memory_counts_copies_batches_logits_and_caches(llama: LoadedModel) -> N
     answers = Workload.of_answers(asked, ALL_LAYERS, new_tokens=6, batch_size=8, one_copy=True)
     packed = 4 * (architecture.multiply_adds(4) + architecture.head)
     assert memory_of(architecture, config, answers).weights == one.weights + packed
+    apart = dataclasses.replace(answers, one_copy=False)
+    assert memory_of(architecture, config, apart).weights == two.weights + 2 * packed
+    in_half = dataclasses.replace(apart, weight_bytes=2)
+    assert memory_of(architecture, config, in_half).weights == one.weights
 
 
 # speed

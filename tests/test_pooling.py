@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unmask.models.pooling import OUTSIDE, Pool, joined, sinks
+from unmask.models.pooling import OUTSIDE, Pool, joined
 from unmask.records import Site
 
 SITE = Site(1, "resid_pre")
@@ -92,6 +92,14 @@ def test_a_mask_is_the_users() -> None:
     assert np.isnan(means[1]).all()
 
 
+def test_a_mask_marks_no_token_that_does_not_count() -> None:
+    made = pool(1, aggregations=("mask",))
+    hidden = torch.arange(15.0).reshape(1, 3, 5)
+    made.tokens(torch.tensor([0]), torch.tensor([[0, OUTSIDE, 1]]), mask_BT=torch.tensor([[True, True, False]]))
+    made.keep(SITE, hidden)
+    np.testing.assert_allclose(made.finish().sites[SITE].means_NW["mask"][0], hidden[0, 0])
+
+
 def test_sinks_leave_the_means_but_not_the_tokens() -> None:
     hidden = torch.ones(1, 6, 5)
     hidden[0, 2] = 1000
@@ -106,10 +114,15 @@ def test_sinks_leave_the_means_but_not_the_tokens() -> None:
     assert seen.token_norms_M.argmax() == 2
 
 
-def test_sinks_are_counted_tokens_only() -> None:
-    norms = torch.tensor([[9000.0, 1, 1, 50, 1]])
-    counted = torch.tensor([[False, True, True, True, True]])
-    assert sinks(norms, counted, ratio=10).tolist() == [[False, False, False, True, False]]
+def test_sinks_that_are_told_of_leave_the_means_whatever_their_norm() -> None:
+    hidden = torch.ones(1, 4, 5)
+    hidden[0, 0] = 1000
+    made = pool(1, sink_ratio=10.0)
+    made.tokens(
+        torch.tensor([0]), torch.arange(4).unsqueeze(0), sinks={SITE: torch.tensor([[False, True, True, False]])}
+    )
+    made.keep(SITE, hidden)
+    np.testing.assert_allclose(made.finish().mean(SITE)[0], (1000 + 1) / 2)
 
 
 def test_half_precision_is_averaged_in_float32() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ import torch
 from unmask.models import passes, reading
 from unmask.models.answering import can_read_while_answering
 from unmask.models.loading import LoadedModel
+from unmask.models.outlying import find_sinks
 from unmask.models.pooling import Reading
-from unmask.models.reading import Readout, Text, read_texts, worth_sharing
+from unmask.models.reading import Readout, Text, read_texts, read_with_each, worth_sharing
 from unmask.models.recording import observe
 from unmask.models.sites import decoder_layers
 from unmask.records import Site
@@ -263,6 +265,34 @@ def test_special_tokens_inside_a_response_do_not_count_but_are_read(llama: Loade
     np.testing.assert_allclose(found.mean(site)[0], wanted.mean(dim=0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found.sites[site].tokens_MW, wanted, rtol=1e-4, atol=1e-5)
     assert found.log_prob_N[0] == pytest.approx(log_prob, rel=1e-4)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_every_reader_leaves_out_the_same_tokens(share: bool, llama: LoadedModel, fresh: Any, tiny_llama: Any) -> None:
+    """What the first reader takes for sinks leaves both means, so that a shift is over identical tokens."""
+    other = fresh(tiny_llama)
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    site, ratio = Site(3, "resid_post"), 1.2
+    special = llama.tokenizer.all_special_ids[0]
+    texts = shared_texts(each=4 if share else 1)
+    texts += [Text(texts[0].prompt_ids, (special, *range(40, 60)))]
+    models = {"base": llama, "organism": other}
+    tokens = {name: read_texts(loaded, texts, Readout((site,), tokens=(site,))) for name, loaded in models.items()}
+    found = read_with_each(models, texts, Readout((site,), sink_ratio=ratio))
+    offsets = tokens["base"].offsets
+    left_out = {
+        name: find_sinks(seen.sites[site].token_norms_M, offsets, ratio=ratio).found_M for name, seen in tokens.items()
+    }
+    assert (left_out["base"] != left_out["organism"]).any() and left_out["base"].any()
+    for name, seen in tokens.items():
+        hidden = seen.sites[site].tokens_MW
+        assert hidden is not None
+        for row, (start, stop) in enumerate(pairwise(offsets)):
+            kept = hidden[start:stop][~left_out["base"][start:stop]]
+            wanted = kept.mean(axis=0) if len(kept) else np.full(llama.width, np.nan)
+            np.testing.assert_allclose(found[name].mean(site)[row], wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_a_users_mask_is_a_mean_over_its_tokens(llama: LoadedModel) -> None:

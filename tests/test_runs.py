@@ -108,7 +108,7 @@ def test_every_stage_leaves_its_artifacts_and_the_report_stands_on_top(finished:
     }
     assert (finished / "report.html").stat().st_size > 100_000
     assert list((finished / "figures").glob("*.png"))
-    assert [path.name.partition("-")[0] for path in (finished / ".scratch").iterdir()] == ["recorded"]
+    assert not (finished / ".scratch").exists()
 
 
 def test_a_second_run_does_nothing_and_changes_no_byte(finished: Path) -> None:
@@ -183,37 +183,89 @@ def test_a_changed_setting_reruns_its_stage_and_what_follows_only(finished: Path
     assert not {"questions", "organism", "responses", "activations"} & set(ran)
 
 
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
 def test_a_flipped_byte_is_found_and_named_with_the_command_that_mends_it(finished: Path, tmp_path: Path) -> None:
     import shutil
 
     copy = tmp_path / "broken"
     shutil.copytree(finished, copy)
-    shard = sorted((copy / "activations").glob("shard-*"))[0]
-    content = bytearray(shard.read_bytes())
-    content[-3] ^= 1
-    shard.write_bytes(content)
+    config = yaml.safe_load((copy / "study.yaml").read_text())
+    config["activations"] |= {"token_budget": 64, "exclude_sinks": True, "sink_ratio": 1.2}
+    (copy / "study.yaml").write_text(yaml.safe_dump(config))
+    unmask.open(copy).run(until="control_activations")
+    before = bytes_of(copy)
+    shards = sorted((copy / "activations").glob("shard-*"))
+    shard, last = shards[2], shards[-1]
+    for path in (shard, last):
+        flip(path)
     code, output = ended("run", copy)
     assert code == 2
     assert shard.name in output and "unmask collect" in output
-    others = {path.name: path.stat().st_mtime_ns for path in (copy / "activations").glob("shard-*") if path != shard}
+    others = {path.name: path.stat().st_mtime_ns for path in shards if path not in (shard, last)}
     study = unmask.open(copy).study
     record = study.record("activations")
     assert record is not None
-    keep_shards(study, activations.STAGE, record, damaged=frozenset({shard}))  # as an earlier mending, killed, left it
+    damaged = frozenset({shard, last})
+    keep_shards(study, activations.STAGE, record, damaged=damaged)  # as an earlier mending, killed, left it
     code, output = ended("collect", copy)
     assert code == 0, output
     assert f"{shard.name} does not match its checksum: it is made anew" in " ".join(output.split())
-    assert (
-        others
-        and {path.name: path.stat().st_mtime_ns for path in (copy / "activations").glob("shard-*") if path != shard}
-        == others
-    )
-    assert bytes_of(copy) == bytes_of(finished)
-    shard.unlink()  # not written in place: the same file lies among the readings that wait in scratch
-    shard.write_bytes(content)
-    code, output = ended("run", copy, "--force", "activations")
-    assert code == 0, output
-    assert bytes_of(copy) == bytes_of(finished)
+    assert len(others) > 5
+    assert {p.name: p.stat().st_mtime_ns for p in shards if p not in damaged} == others
+    assert bytes_of(copy) == before
+    flip(shard)
+    unmask.open(copy).run(until="control_activations", force=["activations"])
+    assert bytes_of(copy) == before
+
+
+def test_a_flipped_byte_of_what_was_read_while_answering_costs_last_digits(finished: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "broken"
+    shutil.copytree(finished, copy)
+    flip(sorted((copy / "activations").glob("shard-*"))[0])
+    unmask.open(copy).run(until="activations")
+    assert_like(stored(copy), stored(finished))
+
+
+def test_every_reader_leaves_out_the_sinks_of_the_base(finished: Path, tmp_path: Path) -> None:
+    """Every mean, the control's too, is over the tokens that are no sinks as the base shows them."""
+    import shutil
+
+    copy = tmp_path / "sinks"
+    shutil.copytree(finished, copy)
+    config = yaml.safe_load((copy / "study.yaml").read_text())
+    config["activations"] |= {"tokens": "all", "exclude_sinks": True, "sink_ratio": 1.2}
+    (copy / "study.yaml").write_text(yaml.safe_dump(config))
+    records = {record.stage: record for record in unmask.open(copy).run(until="control_activations")}
+    store, control = (ActivationStore.open(copy / stage) for stage in ("activations", "control_activations"))
+    site, index = "blocks.3.hook_resid_pre", store.token_index()
+    marks = store.read(f"left_out/{site}/sinks@tokens")
+    assert 0 < marks.sum() == records["activations"].summary["sinks"][site]["base"]
+    assert marks.sum() != records["activations"].summary["sinks"][site]["organism"]
+    for reader in ("base", "organism"):
+        tokens = store.read(f"{reader}/{site}@tokens")
+        for row, mean in enumerate(store.read(f"{reader}/{site}")):
+            kept = tokens[index.rows(row)][~marks[index.rows(row)]]
+            np.testing.assert_allclose(mean, kept.mean(axis=0) if len(kept) else np.nan, rtol=1e-3, atol=1e-4)
+    responses = pd.read_parquet(copy / "responses" / "responses.parquet").set_index("response_id")
+    prompts = pd.read_parquet(copy / "responses" / "prompts.parquet").set_index("question_id")
+    loaded = load_organism(ModelSource(config["base"]["model"]), organism_source(copy / "control"))
+    names, there = control.response_ids(), store.response_ids()
+    asked = [responses.loc[name] for name in names]
+    texts = [Text(tuple(prompts.loc[r["question_id"], "token_ids"]), tuple(r["token_ids"])) for r in asked]
+    seen = read_texts(loaded, texts, Readout((Site.parse(site),), tokens=(Site.parse(site),)))
+    tokens_MW = seen.sites[Site.parse(site)].tokens_MW
+    assert tokens_MW is not None
+    for row, (name, mean) in enumerate(zip(names, control.read(f"control/{site}"), strict=True)):
+        sound = ~marks[index.rows(there.index(name))]
+        kept = tokens_MW[seen.offsets[row] : seen.offsets[row + 1]][sound]
+        np.testing.assert_allclose(mean, kept.mean(axis=0) if len(kept) else np.nan, rtol=1e-3, atol=1e-4)
 
 
 def stored(folder: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -227,14 +279,16 @@ def stored(folder: Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 def test_what_was_read_while_answering_is_what_reading_gives(finished: Path, tmp_path: Path) -> None:
-    """Without the readings that wait in scratch, every text is read whole or behind its prompt: the same to 1e-3."""
+    """In a stage of its own, every text is read whole or behind its prompt: the same to 1e-3."""
     import shutil
 
     copy = tmp_path / "anew"
     shutil.copytree(finished, copy)
-    shutil.rmtree(copy / ".scratch")
     unmask.open(copy).run(until="activations", force=["activations"])
-    wanted, found = stored(finished), stored(copy)
+    assert_like(stored(copy), stored(finished))
+
+
+def assert_like(found: dict[str, dict[str, np.ndarray]], wanted: dict[str, dict[str, np.ndarray]]) -> None:
     assert set(found) == set(wanted)
     for name, rows in wanted.items():
         assert set(found[name]) == set(rows)
@@ -310,7 +364,6 @@ def test_sigkill_during_collection_leaves_whole_shards_and_the_same_store(finish
     folders = [tmp_path / "whole", tmp_path / "killed"]
     for folder in folders:
         shutil.copytree(finished, folder)
-        shutil.rmtree(folder / ".scratch")
         (folder / "study.yaml").write_text(yaml.safe_dump(config))
     whole, killed = folders
     code, output = ended("collect", whole)

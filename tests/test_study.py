@@ -14,6 +14,10 @@ from hypothesis import strategies as st
 
 from unmask.artifact import listing, read_json, write_json, write_text
 from unmask.errors import ArtifactError, StudyError
+from unmask.execution.local import run_stage
+from unmask.progress import Silent
+from unmask.records import ModelSource, PromptFormat
+from unmask.stage import Inputs, Result, Stage, StageConfig
 from unmask.study import FORMAT, StageRecord, Study, Workspace, adopt, commit, stage_key
 
 KEY = "0123456789abcdef"
@@ -357,3 +361,30 @@ def test_a_key_changes_with_every_part_of_it(parts: tuple, place: int, new: str)
         (stage, version, config, {**inputs, new: "digest"}),
     ][place]
     assert key_of(changed) != key_of(parts)
+
+
+class OutOfMemoryError(RuntimeError):
+    """Called as torch's."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()],
+)
+def test_memory_that_runs_out_is_one_sentence_and_what_is_finished_stays(study: Study, error: Exception) -> None:
+    def run(config: StageConfig, inputs: Inputs, workspace: Workspace) -> Result:
+        write_text(workspace.batches / "batch-0", "done")
+        raise error
+
+    with pytest.raises(StudyError, match=r"ran out of memory in stage scores.*keeps what is finished"):
+        run_stage(
+            Stage("scores", "score", 1, StageConfig, (), False, run),
+            StageConfig(),
+            study=study,
+            key=KEY,
+            input_digests={},
+            base=ModelSource("tiny"),
+            prompt_format=PromptFormat(),
+            progress=Silent(),
+        )
+    assert (workspace_of(study).batches / "batch-0").is_file()

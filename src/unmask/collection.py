@@ -82,20 +82,30 @@ class CollectionConfig(StageConfig):
         return self
 
 
+_RECORDED = "activations-recorded-"
+
+
 class Recorded:
     """Shards of readings that were taken while the models answered, where the stage `activations` looks for them.
 
     A by-product that no key depends on, kept in the study's scratch: what is not there is read anew, to the same numbers up to
-    rounding. A file `collection.json` says what was read, `shards.json`, written last, lists the shards with their checksums.
+    rounding. A file `collection.json` says what was read; `shards.json`, written last, has the checksum of the answers' table and
+    lists the shards with theirs. The folder is named as scratch of `activations`, with which it goes once that stage is done.
     """
 
     def __init__(self, scratch: Path, *, responses_key: str, collection: CollectionConfig) -> None:
-        self.folder = scratch / f"recorded-{responses_key[:12]}"
+        self.folder = scratch / f"{_RECORDED}{responses_key[:12]}"
         self._wanted = collection.model_dump(mode="json")
+
+    @staticmethod
+    def drop(scratch: Path) -> None:
+        """Remove all that was recorded: it is of answers that are written anew."""
+        for folder in scratch.glob(f"{_RECORDED}*"):
+            shutil.rmtree(folder)
 
     def begin(self) -> None:
         """Make the folder; what was recorded for another collection, or of other responses, goes."""
-        for other in self.folder.parent.glob("recorded-*"):
+        for other in self.folder.parent.glob(f"{_RECORDED}*"):
             if other != self.folder:
                 shutil.rmtree(other)
         kept = self.folder / "collection.json"
@@ -105,19 +115,19 @@ class Recorded:
             self.folder.mkdir(parents=True)
             write_json(kept, self._wanted)
 
-    def finish(self) -> None:
-        """List the shards: from now on they are complete."""
-        write_json(
-            self.folder / "shards.json",
-            {path.name: digest_file(path) for path in sorted(self.folder.glob("shard-*.safetensors"))},
-        )
+    def finish(self, responses: Path) -> None:
+        """List the shards, which hold readings of the answers in that table: from now on they are complete."""
+        shards = {path.name: digest_file(path) for path in sorted(self.folder.glob("shard-*.safetensors"))}
+        write_json(self.folder / "shards.json", {"responses": digest_file(responses), "shards": shards})
 
-    def shards(self) -> list[Path]:
-        """Finished shards whose checksum holds; none where something else was collected."""
-        collection, listed_ = self._reads(self.folder / "collection.json"), self._reads(self.folder / "shards.json")
-        if collection != self._wanted or not isinstance(listed_, dict):
+    def shards(self, responses: Path) -> list[Path]:
+        """Finished shards whose checksum holds; none where something else was collected, or of other answers."""
+        collection, found = self._reads(self.folder / "collection.json"), self._reads(self.folder / "shards.json")
+        if collection != self._wanted or not isinstance(found, dict) or not responses.is_file():
             return []
-        paths = [(self.folder / name, digest) for name, digest in listed_.items()]
+        if found.get("responses") != digest_file(responses):
+            return []
+        paths = [(self.folder / name, digest) for name, digest in found["shards"].items()]
         return [path for path, digest in paths if path.is_file() and digest_file(path) == digest]
 
     def _reads(self, path: Path) -> Any:

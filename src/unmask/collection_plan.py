@@ -71,7 +71,7 @@ def _workloads(
     if texts and "activations" not in done:
         found.append(Workload.of_texts(texts, readout, one_copy=one_copy, chunk_tokens=chunk, **sizes))
     if config.control.wanted and organisms and "control_activations" not in done:
-        bare = Readout(readout.sites, log_probs=False, sink_ratio=readout.sink_ratio)
+        bare = Readout(readout.sites, log_probs=False)
         found.append(Workload.of_texts(organisms, bare, readers=1, chunk_tokens=chunk, **sizes))
     return found
 
@@ -96,11 +96,11 @@ def _left(config: StudyConfig, study: Study) -> tuple[list[Text], list[Text]]:
     """Texts that no reader has read while answering, and the organism's texts, of answers that are there."""
     record = study.record("responses")
     assert record is not None
-    responses, texts = study_texts(
-        study.stage_folder("responses"), rebuild=f"unmask run {study.folder} --force responses"
-    )
-    recorded = Recorded(study.scratch, responses_key=record.key, collection=config.activations).shards()
-    taken = {identity for path in recorded for identity in ActivationStore.shard_response_ids(path)}
+    folder = study.stage_folder("responses")
+    responses, texts = study_texts(folder, rebuild=f"unmask run {study.folder} --force responses")
+    recorded = Recorded(study.scratch, responses_key=record.key, collection=config.activations)
+    shards = recorded.shards(folder / "responses.parquet")
+    taken = {identity for path in shards for identity in ActivationStore.shard_response_ids(path)}
     rows = list(zip(responses["response_id"], responses["writer"], texts, strict=True))
     left = [text for identity, _, text in rows if identity not in taken]
     return left, [text for _, writer, text in rows if writer == "organism"]

@@ -125,10 +125,11 @@ def _run(stage: Stage, config: StageConfig, inputs: Inputs, workspace: Workspace
     except UnmaskError:
         raise
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":
+        if _out_of_memory(error):
             raise StudyError(
                 f"the device ran out of memory in stage {stage.name}",
-                mend="Lower the stage's batch_size (activations: token_budget) and run the same command again",
+                mend="Free some memory and run the same command again, which keeps what is finished; answers and readings take "
+                "smaller batches by themselves, tuning and steering where their batch_size is lowered",
             ) from error
         free = shutil.disk_usage(workspace.folder).free
         if free < FULL_BYTES:
@@ -137,6 +138,15 @@ def _run(stage: Stage, config: StageConfig, inputs: Inputs, workspace: Workspace
                 mend="Free some space and run the same command again",
             ) from error
         raise
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """As `models.reading.out_of_memory`, without torch: of a GPU, or of the CPU's allocator."""
+    return (
+        type(error).__name__ == "OutOfMemoryError"
+        or isinstance(error, MemoryError)
+        or "can't allocate memory" in str(error)
+    )
 
 
 def _plain(config: StageConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from unmask.models.generation import generate
 from unmask.models.key_value_cache import keeps_keys_and_values
 from unmask.models.passes import Readout, Text
 from unmask.models.pooling import Reading
-from unmask.models.reading import Prompts, read_behind, run_prompts
+from unmask.models.reading import Prompts, halved, read_behind, run_prompts
 from unmask.records import WRITERS, Writer
 
 if TYPE_CHECKING:
@@ -44,6 +44,16 @@ def can_read_while_answering(readout: Readout, config: Any) -> bool:
     return not (readout.needs_whole_texts or "mask" in readout.aggregations or readout.sink_ratio is not None)
 
 
+def answer(
+    loaded: LoadedModel, prompts: Sequence[tuple[int, ...]], *, sampling: Sampling, seeds: Sequence[int], rows: int
+) -> list[Generated]:
+    """Let one model answer, `rows` at a time; where the device's memory does not hold so many, again with half of them."""
+    return halved(
+        lambda at_once: generate(loaded, prompts, sampling=sampling, seeds=seeds, rows=at_once),
+        min(rows, len(prompts)),
+    )
+
+
 def answer_and_read(
     models: Mapping[Writer, LoadedModel],
     prompts: Sequence[tuple[int, ...]],
@@ -51,11 +61,13 @@ def answer_and_read(
     seeds: Sequence[int],
     sampling: Sampling,
     readout: Readout,
+    rows: int = 64,
     token_budget: int = 2048,
     on_answers: Callable[[Writer], None] = lambda writer: None,
 ) -> dict[Writer, Answered]:
-    """Let both models answer `prompts` (one a job, equal ones share their cache) and read both answers.
+    """Let both models answer `prompts` (one a job, equal ones share their cache), `rows` at a time, and read both answers.
 
+    Where the device's memory does not hold so many rows, a model begins again with half of them.
     Agrees with reading the same answers in one pass each to rounding (1e-3 relative in float32 is tested). Raises ValueError
     for a readout, or models, for which that cannot be done.
     """
@@ -68,20 +80,9 @@ def answer_and_read(
     for writer in WRITERS:
         loaded = models[writer]
         ready[writer] = run_prompts(loaded, unique, readout, token_budget=token_budget)
-        pool = readout.without("prompt_last").pool(loaded, len(prompts))
-        rows_N = [ready[writer].row_of[prompt] for prompt in prompts]
-        answers[writer] = generate(
-            loaded,
-            prompts,
-            sampling=sampling,
-            seeds=seeds,
-            recorder=pool,
-            prompt_cache=ready[writer].cache,
-            prompt_rows=rows_N,
+        answers[writer], own[writer] = _answered(
+            loaded, ready[writer], prompts, readout, sampling=sampling, seeds=seeds, rows=rows
         )
-        own[writer] = pool.finish()
-        if "prompt_last" in readout.aggregations:
-            own[writer] = own[writer].with_prompt_lasts(ready[writer].pool, rows_N)
         on_answers(writer)
 
     def read(reader: Writer, writer: Writer) -> Reading:
@@ -93,3 +94,28 @@ def answer_and_read(
     return {
         writer: Answered(answers[writer], {reader: read(reader, writer) for reader in WRITERS}) for writer in WRITERS
     }
+
+
+def _answered(
+    loaded: LoadedModel,
+    ready: Prompts,
+    prompts: Sequence[tuple[int, ...]],
+    readout: Readout,
+    *,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    rows: int,
+) -> tuple[list[Generated], Reading]:
+    """One model's answers, and what it saw while it wrote them."""
+    rows_N = [ready.row_of[prompt] for prompt in prompts]
+
+    def run(at_once: int) -> tuple[list[Generated], Reading]:
+        pool = readout.without("prompt_last").pool(loaded, len(prompts))
+        written = generate(
+            loaded, prompts, sampling=sampling, seeds=seeds, recorder=pool, prompt_cache=ready.cache,
+            prompt_rows=rows_N, rows=at_once,
+        )  # fmt: skip
+        return written, pool.finish()
+
+    answers, own = halved(run, min(rows, len(prompts)))
+    return answers, own.with_prompt_lasts(ready.pool, rows_N) if "prompt_last" in readout.aggregations else own

@@ -8,6 +8,8 @@ import numpy as np
 
 MOST_PADDING = 0.05
 """Share of padded tokens that may be padding, where batches of at least two rows can hold it."""
+CACHED = 16
+"""Token budgets of keys and values that the rows of a batch may hold."""
 _START = 48.0
 """What starting a batch costs, in tokens: weights are read and small operations dispatched once a batch whatever its size. On
 two CPU cores SmolLM2 takes some 65 ms a batch and 1.35 ms a token."""
@@ -27,6 +29,24 @@ def plan_batches(lengths: Sequence[int], *, token_budget: int) -> list[list[int]
         price /= 2
         cuts = _cuts(sorted_N, token_budget, price)
     return [order[start:stop] for start, stop in cuts]
+
+
+def plan_continuations(prompts: Sequence[int], responses: Sequence[int], *, token_budget: int) -> list[list[int]]:
+    """Batches of rows whose responses are run behind prompts that were run before, both given by their lengths.
+
+    As `plan_batches` of the responses, cut further where the copies of the prompts' keys and values would be too long:
+    prompt and response, padded, are at most CACHED x `token_budget` tokens a batch, or one row.
+    """
+    plan = []
+    for batch in plan_batches(responses, token_budget=token_budget):
+        start = longest = 0
+        for place, row in enumerate(batch):
+            longest = max(longest, prompts[row])
+            if place > start and (place - start + 1) * (longest + responses[row]) > CACHED * token_budget:
+                plan.append(batch[start:place])
+                start, longest = place, prompts[row]
+        plan.append(batch[start:])
+    return plan
 
 
 def padding(sorted_N: np.ndarray, cuts: Sequence[tuple[int, int]]) -> float:

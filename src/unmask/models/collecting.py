@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unmask.errors import ConfigError, listed
-from unmask.models.outlying import count_sinks
+from unmask.models.loading import not_finite
+from unmask.models.outlying import find_sinks
 from unmask.models.passes import Readout, Text
 from unmask.models.sites import choose_layers
 from unmask.records import RESPONSE_MEAN, Site
@@ -17,6 +18,7 @@ from unmask.store import activation_name
 if TYPE_CHECKING:
     from unmask.collection import CollectionConfig
     from unmask.models.pooling import Reading
+    from unmask.store import ActivationStore
 
 
 def readout_of(config: CollectionConfig, *, num_layers: int) -> Readout:
@@ -44,15 +46,21 @@ def readout_of(config: CollectionConfig, *, num_layers: int) -> Readout:
 def shard_tensors(readings: Mapping[Any, Reading], readout: Readout, *, sink_ratio: float) -> dict[str, np.ndarray]:
     """The tensors of a shard, from what each reader saw in the same texts; see `unmask.store` for their names.
 
-    Beside them, per response and site: how many tokens are attention sinks, and the largest ratio to the response's median norm.
+    Beside them, per response and site: how many tokens are attention sinks, and the largest ratio to the response's median norm;
+    where sinks are left out, which those are, as the first reader decided (`read_with_each`).
+
+    Raises ModelError where a response that has tokens was read as something else than finite numbers.
     """
+    _check_finite(readings, log_probs=readout.log_probs)
     tensors: dict[str, np.ndarray] = {}
-    for reader, reading in readings.items():
+    for number, (reader, reading) in enumerate(readings.items()):
         for site, seen in reading.sites.items():
             for aggregation, mean_NW in seen.means_NW.items():
                 name = activation_name(reader, site.name, None if aggregation == RESPONSE_MEAN else aggregation)
                 tensors[name] = mean_NW
-            found = count_sinks(seen.token_norms_M, reading.offsets, ratio=sink_ratio)
+            found = find_sinks(seen.token_norms_M, reading.offsets, ratio=sink_ratio)
+            if number == 0 and readout.sink_ratio is not None:
+                tensors[sink_name(site)] = found.found_M
             tensors[f"{reader}/{site.name}/norm"] = seen.norms_N
             tensors[f"{reader}/{site.name}/sinks"] = found.counts_N
             tensors[f"{reader}/{site.name}/peak"] = found.peaks_N
@@ -63,9 +71,35 @@ def shard_tensors(readings: Mapping[Any, Reading], readout: Readout, *, sink_rat
     return tensors
 
 
+def _check_finite(readings: Mapping[Any, Reading], *, log_probs: bool) -> None:
+    for reader, reading in readings.items():
+        shown_N = np.diff(reading.offsets) > 0
+        seen = {f"activations at {site.name}": reading.mean(site) for site in reading.sites}
+        if log_probs:
+            seen["log-probabilities"] = reading.log_prob_N[:, np.newaxis]
+        for what, numbers_NW in seen.items():
+            if not np.isfinite(numbers_NW[shown_N]).all():
+                raise not_finite(f"{what} of {reader} are not finite numbers")
+
+
+def sink_name(site: Site) -> str:
+    """The tensor, a row a token, that marks which tokens were left out of the means at a site."""
+    return f"left_out/{site.name}/sinks@tokens"
+
+
+def sinks_in(store: ActivationStore, sites: Sequence[Site]) -> dict[str, dict[Site, np.ndarray]]:
+    """By response, the tokens that were left out of the means at these sites."""
+    marks, index = {site: store.read(sink_name(site)) for site in sites}, store.token_index()
+    return {
+        identity: {site: marks_M[index.rows(row)] for site, marks_M in marks.items()}
+        for row, identity in enumerate(store.response_ids())
+    }
+
+
 def token_offsets(readings: Mapping[Any, Reading], readout: Readout) -> np.ndarray | None:
-    """Where each text's tokens begin and end in the shard, the same for all readers; None where no tokens are kept."""
-    return next(iter(readings.values())).offsets if readout.tokens else None
+    """Where each text's tokens begin and end in the shard, the same for all readers; None where nothing is kept of tokens."""
+    wanted = readout.tokens or readout.sink_ratio is not None
+    return next(iter(readings.values())).offsets if wanted else None
 
 
 def plan_chunks(texts: Sequence[Text], *, chunk_tokens: int) -> list[list[int]]:

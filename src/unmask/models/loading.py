@@ -203,9 +203,14 @@ def load_weights(
     progress: Progress | None = None,
     kind: Literal["model", "organism"] = "model",
 ) -> PreTrainedModel:
-    """A causal language model in evaluation mode. Raises ModelError when it cannot be loaded, or not with all its weights."""
+    """A causal language model in evaluation mode.
+
+    Raises ModelError when it cannot be loaded, or not with all its weights, or is not what can be read (`trial.try_out`).
+    """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
+
+    from unmask.models.trial import try_out
 
     steady_allocator()
     place = locate(source.name, progress=progress)
@@ -227,7 +232,9 @@ def load_weights(
             f"model {source.name!r} lacks weights of {type(model).__name__}: {first_and_more(found['missing_keys'])}",
             mend="Name a whole causal language model, saved with save_pretrained",
         )
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    try_out(model, device)
+    return model
 
 
 def without_weights(config: Any, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -285,6 +292,13 @@ def cannot_load(kind: str, name: str, error: Exception) -> ModelError:
     return ModelError(
         f"{kind} {name!r} cannot be loaded ({first_line(error)})",
         mend="Name a local folder, a Hugging Face id that this machine can reach, or smollm2",
+    )
+
+
+def not_finite(what: str) -> ModelError:
+    """What is to be said of a model that shows something else than numbers."""
+    return ModelError(
+        f"{what}: they overflow in float16, or the weights are damaged", mend="Set base.dtype to bfloat16 or float32"
     )
 
 

@@ -27,8 +27,9 @@ _SHARE = 4
 def packed_weights(*modules: torch.nn.Module) -> Generator[None]:
     """Run the linear layers of a model, or of parts of it, on packed copies of their weights; results differ by rounding.
 
-    The copies take as much memory as the weights. Where they would take more than a quarter of the memory, on other devices and
-    in other dtypes nothing changes. For inference: a pass that needs gradients takes the ordinary way. Blocks may be nested.
+    The copies take as much memory as the weights. Where those of all these modules would take more than a quarter of the memory,
+    on other devices and in other dtypes nothing changes. For inference: a pass that needs gradients takes the ordinary way.
+    Blocks may be nested.
     """
     inside = dict.fromkeys(part for module in modules for part in module.modules())
     layers = [part for part in inside if isinstance(part, torch.nn.Linear) and _fits(part)]

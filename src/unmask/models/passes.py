@@ -5,7 +5,7 @@ Shapes: B rows, T tokens of the longest row, D width of the residual stream, V v
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -30,12 +30,14 @@ LOGITS = 50_000_000
 class Text:
     """A prompt and the response to be read behind it, as token ids. The response holds no end mark.
 
-    `mask` marks the response tokens over which the aggregation `mask` is taken.
+    `mask` marks the response tokens over which the aggregation `mask` is taken. `sinks` marks, at each site, the counted response
+    tokens that are left out of its means; None: what the readout's `sink_ratio` says.
     """
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     mask: tuple[bool, ...] | None = field(default=None, compare=False)
+    sinks: Mapping[Site, np.ndarray] | None = field(default=None, compare=False)
 
     @property
     def length(self) -> int:
@@ -46,7 +48,8 @@ class Text:
 class Readout:
     """What is wanted of a text. `tokens` are the sites of which every counted token is kept.
 
-    With `sink_ratio`, tokens whose norm exceeds that many times their response's median are left out of the means.
+    With `sink_ratio`, tokens whose norm exceeds that many times their response's median are left out of the means, of texts that
+    do not say themselves which (`Text.sinks`).
     """
 
     sites: tuple[Site, ...]
@@ -95,6 +98,7 @@ class _Rows:
     index_BT: torch.Tensor
     mask_BT: torch.Tensor
     start_B: torch.Tensor
+    sinks: Mapping[Site, torch.Tensor] | None
 
 
 @torch.inference_mode()
@@ -108,6 +112,7 @@ def read_whole(loaded: LoadedModel, texts: Sequence[Text], readout: Readout) -> 
         rows.index_BT,
         prompt_last_B=rows.start_B - 1,
         mask_BT=rows.mask_BT,
+        sinks=rows.sinks,
         segments_BK=_segments(rows) if readout.needs_whole_texts else None,
     )
     hidden_BTD = _run(loaded, readout, pool, input_ids=rows.ids_BT, use_cache=False)
@@ -128,7 +133,7 @@ def read_continuations(
     past, prompt_mask_BP = cache.expand(behind_B, room=length)
     pool = readout.pool(loaded, len(texts))
     everyone_B = torch.arange(len(texts), device=loaded.device)
-    pool.tokens(everyone_B, rows.index_BT, mask_BT=rows.mask_BT)
+    pool.tokens(everyone_B, rows.index_BT, mask_BT=rows.mask_BT, sinks=rows.sinks)
     positions_BT = cache.lengths_P[behind_B].unsqueeze(1) + torch.arange(length, device=loaded.device)
     hidden_BTD = _run(
         loaded,
@@ -175,7 +180,22 @@ def _laid_out(loaded: LoadedModel, texts: Sequence[Text], *, with_prompts: bool)
         if text.mask is not None:
             mask_BT[row, start:end] = text.mask
     arrays = [torch.from_numpy(array).to(loaded.device) for array in (ids_BT, present_BT, index_BT, mask_BT)]
-    return _Rows(*arrays, start_B=torch.tensor(starts, device=loaded.device))
+    return _Rows(
+        *arrays, start_B=torch.tensor(starts, device=loaded.device), sinks=_sinks(texts, index_BT, device=loaded.device)
+    )
+
+
+def _sinks(texts: Sequence[Text], index_BT: np.ndarray, *, device: torch.device) -> dict[Site, torch.Tensor] | None:
+    """Where the sinks of texts that know them stand, site by site; None where one does not."""
+    given = [text.sinks for text in texts if text.sinks is not None]
+    if len(given) < len(texts):
+        return None
+    found: dict[Site, torch.Tensor] = {}
+    for site in given[0]:
+        sinks_BT = np.zeros(index_BT.shape, dtype=bool)
+        sinks_BT[index_BT >= 0] = np.concatenate([sinks[site] for sinks in given])
+        found[site] = torch.from_numpy(sinks_BT).to(device)
+    return found
 
 
 def _positions(rows: _Rows) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from unmask.models.loading import not_finite
+
 if TYPE_CHECKING:
     from unmask.records import Sampling
 
@@ -22,13 +24,18 @@ def pick_tokens(logits_BV: torch.Tensor, uniforms_B: np.ndarray, *, sampling: Sa
 
     Candidates stand in falling order of probability; top-p keeps those whose preceding mass is below `top_p`, so the first
     always stays (the order and rule of transformers' own filters).
+
+    Raises ModelError where the highest logit of a row is no finite number.
     """
     if sampling.temperature == 0:
-        return logits_BV.argmax(dim=-1)
+        best_B = logits_BV.argmax(dim=-1)  # of a row that holds a NaN this is the NaN, as in every order below
+        _check_finite(logits_BV.gather(1, best_B.unsqueeze(1)))
+        return best_B
     if 0 < sampling.top_k < logits_BV.shape[-1]:
         logits_BK, tokens_BK = highest(logits_BV, sampling.top_k)
     else:
         logits_BK, tokens_BK = logits_BV.sort(dim=-1, descending=True)
+    _check_finite(logits_BK[:, 0])
     probs_BK = (logits_BK.float() / sampling.temperature).softmax(dim=-1)
     cumulative_BK = probs_BK.cumsum(dim=-1)
     if sampling.top_p < 1:
@@ -38,6 +45,11 @@ def pick_tokens(logits_BV: torch.Tensor, uniforms_B: np.ndarray, *, sampling: Sa
     choice_B = (cumulative_BK <= threshold_B.unsqueeze(1)).sum(dim=-1)
     last_B = (probs_BK > 0).sum(dim=-1) - 1
     return tokens_BK.gather(1, torch.minimum(choice_B, last_B).unsqueeze(1)).squeeze(1)
+
+
+def _check_finite(best: torch.Tensor) -> None:
+    if not best.isfinite().all():
+        raise not_finite("a model's logits are not finite numbers")
 
 
 def highest(logits_BV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from unmask.models.outlying import sinks
 from unmask.records import RESPONSE_MEAN, Aggregation, Site, first_tokens
 
 OUTSIDE = -1
@@ -81,6 +82,7 @@ class _Pass:
     weights: dict[Aggregation, torch.Tensor]
     prompt_last_B: torch.Tensor | None
     segments_BK: torch.Tensor | None
+    sinks: Mapping[Site, torch.Tensor] | None = None
     prompts_only: bool = False
 
 
@@ -88,7 +90,8 @@ class Pool:
     """Running sums over `rows` texts at sites of the given widths; see the module. Implements `Recorder`.
 
     With `sink_ratio`, tokens whose norm exceeds that many times the median of their response at a site are left out of its means
-    (only where a response is read in one pass). `keep_tokens` keeps every counted token at those sites.
+    (only where a response is read in one pass, and where no pass is told of other sinks). `keep_tokens` keeps every counted token
+    at those sites.
     """
 
     def __init__(
@@ -115,10 +118,7 @@ class Pool:
         ] = []  # (text, ordinal) of every position told of, pass by pass
         self._prompt_last: dict[Site, dict[int, torch.Tensor]] = {}
         self._pass: _Pass | None = None
-        self._log_prob_N = torch.zeros(
-            rows, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device
-        )
-        self._log_prob_counts_N = torch.zeros(rows, dtype=torch.long, device=device)
+        self._log_probs: list[tuple[torch.Tensor, torch.Tensor]] = []  # of tokens as they came: text, log-probability
 
     def prompts(self, rows_B: torch.Tensor, last_B: torch.Tensor) -> None:
         """The coming pass runs prompts: their indices and the column of each one's last token."""
@@ -132,12 +132,14 @@ class Pool:
         *,
         prompt_last_B: torch.Tensor | None = None,
         mask_BT: torch.Tensor | None = None,
+        sinks: Mapping[Site, torch.Tensor] | None = None,
         segments_BK: torch.Tensor | None = None,
     ) -> None:
         """The coming pass runs response tokens: texts, and the ordinal of the token that each position is (OUTSIDE: none).
 
         `prompt_last_B` is the column of the prompt's last token where the pass runs prompts too, `mask_BT` marks the user's
-        tokens, `segments_BK` the segment (index into SEGMENTS, -1: none) of every key that attention can look at.
+        tokens, `sinks` at every site the tokens (B x T) that are left out of its means, `segments_BK` the segment (index into
+        SEGMENTS, -1: none) of every key that attention can look at.
         """
         counted_BT = index_BT >= 0
         weights: dict[Aggregation, torch.Tensor] = {RESPONSE_MEAN: counted_BT.float()}
@@ -145,12 +147,12 @@ class Pool:
             if first is not None:
                 weights[name] = (counted_BT & (index_BT < first)).float()
             elif name == "mask":
-                weights[name] = torch.zeros_like(weights[RESPONSE_MEAN]) if mask_BT is None else mask_BT.float()
+                weights[name] = (counted_BT & (False if mask_BT is None else mask_BT)).float()
             elif name == "response_last":
                 last_B1 = index_BT.max(dim=1, keepdim=True).values
                 weights[name] = (counted_BT & (index_BT == last_B1)).float()
         self._places.append((rows_B.unsqueeze(1).expand_as(index_BT), index_BT))
-        self._pass = _Pass(rows_B, counted_BT, weights, prompt_last_B, segments_BK)
+        self._pass = _Pass(rows_B, counted_BT, weights, prompt_last_B, segments_BK, sinks)
 
     def keep(self, site: Site, activation: torch.Tensor) -> None:
         """Add what a site shows in the pass that was told of."""
@@ -166,7 +168,7 @@ class Pool:
             return
         seen, hidden_BTW = self._seen[site], activation.float()
         norms_BT = torch.linalg.vector_norm(hidden_BTW, dim=-1)
-        sound_BT = None if self._sink_ratio is None else ~sinks(norms_BT, now.counted_BT, ratio=self._sink_ratio)
+        sound_BT = self._sound(site, norms_BT, now)
         for name, weights_BT in now.weights.items():
             used_BT = weights_BT if sound_BT is None or name == "response_last" else weights_BT * sound_BT
             summed_BW = torch.bmm(used_BT.unsqueeze(1), hidden_BTW).squeeze(1)
@@ -186,8 +188,7 @@ class Pool:
 
     def keep_log_probs(self, rows_B: torch.Tensor, log_prob_B: torch.Tensor) -> None:
         """Add one response token's log-probability for each of these texts (a text may come more than once)."""
-        self._log_prob_N.index_add_(0, rows_B, log_prob_B.to(self._log_prob_N.dtype))
-        self._log_prob_counts_N.index_add_(0, rows_B, torch.ones_like(rows_B))
+        self._log_probs.append((rows_B, log_prob_B))
 
     def finish(self) -> Reading:
         """Divide the sums and put tokens in the order of the texts."""
@@ -195,13 +196,14 @@ class Pool:
         counted_P = index_P >= 0
         order_M = np.lexsort((index_P[counted_P], rows_P[counted_P]))
         per_text_N = np.bincount(rows_P[counted_P], minlength=self._rows)
-        counts_N = self._log_prob_counts_N.cpu().numpy()
-        with np.errstate(invalid="ignore"):
-            log_prob_N = self._log_prob_N.cpu().double().numpy() / np.where(counts_N > 0, counts_N, np.nan)
+        # One after the other, on the CPU: a GPU adds what belongs to one text in any order, and the last digits differ.
+        told_K = _flat([rows for rows, _ in self._log_probs])
+        sums_N = np.bincount(told_K, weights=_flat([each for _, each in self._log_probs]), minlength=self._rows)
+        counts_N = np.bincount(told_K, minlength=self._rows)
         return Reading(
             sites={site: self._finish_site(site, counted_P, order_M) for site in self.sites},
             offsets=np.concatenate([[0], per_text_N.cumsum()]),
-            log_prob_N=log_prob_N,
+            log_prob_N=sums_N / np.where(counts_N > 0, counts_N, np.nan),
         )
 
     def _finish_site(self, site: Site, counted_P: np.ndarray, order_M: np.ndarray) -> SiteReading:
@@ -225,6 +227,14 @@ class Pool:
             norm_sum_N=torch.zeros(self._rows, device=self._device),
         )
 
+    def _sound(self, site: Site, norms_BT: torch.Tensor, now: _Pass) -> torch.Tensor | None:
+        """The tokens that are no sinks; None where all are used."""
+        if now.sinks is not None:
+            return ~now.sinks[site]
+        if self._sink_ratio is None:
+            return None
+        return ~sinks(norms_BT, now.counted_BT, ratio=self._sink_ratio)
+
     def _keep_prompt_last(self, site: Site, activation: torch.Tensor, now: _Pass) -> None:
         assert now.prompt_last_B is not None
         last_BW = activation[torch.arange(len(now.rows_B), device=self._device), now.prompt_last_B].float().cpu()
@@ -243,13 +253,6 @@ class Pool:
         seen = self._seen[site]
         width = seen.sums[RESPONSE_MEAN].shape[1]
         return torch.cat([torch.zeros(0, width), *seen.tokens]).numpy()[order_M]
-
-
-def sinks(norms_BT: torch.Tensor, counted_BT: torch.Tensor, *, ratio: float) -> torch.Tensor:
-    """Counted tokens (B x T, bool) whose norm exceeds `ratio` times the median norm of the counted tokens of their row."""
-    masked_BT = norms_BT.masked_fill(~counted_BT, torch.nan)
-    median_B1 = masked_BT.nanmedian(dim=1, keepdim=True).values
-    return counted_BT & (norms_BT > ratio * median_B1)
 
 
 def _by_segment(pattern_BHQK: torch.Tensor, segments_BK: torch.Tensor) -> torch.Tensor:

@@ -8,14 +8,16 @@ Shapes: N texts, B rows of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from unmask.models.batches import plan_batches
+from unmask.models.batches import plan_batches, plan_continuations
 from unmask.models.key_value_cache import keeps_keys_and_values
+from unmask.models.outlying import find_sinks
 from unmask.models.passes import Readout, Text, read_continuations, read_whole
 from unmask.models.pooling import Pool, Reading, joined
 from unmask.models.prompt_cache import PromptCache, prefill
@@ -23,7 +25,10 @@ from unmask.models.prompt_cache import PromptCache, prefill
 if TYPE_CHECKING:
     from unmask.models.loading import LoadedModel
 
-__all__ = ["Prompts", "Readout", "Text", "read_behind", "read_texts", "run_prompts"]
+__all__ = ["Prompts", "Readout", "Text", "read_behind", "read_texts", "read_with_each", "run_prompts"]
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,31 @@ def read_texts(
         return joined(_in_batches(plan, read), rows=len(texts))
 
 
+def read_with_each(
+    models: Mapping[str, LoadedModel], texts: Sequence[Text], readout: Readout, *, token_budget: int = 2048
+) -> dict[str, Reading]:
+    """Read texts with several models. What is a sink the first one says for all: every mean is over the same tokens."""
+    readings: dict[str, Reading] = {}
+    for reader, loaded in models.items():
+        reading = readings[reader] = read_texts(loaded, texts, readout, token_budget=token_budget)
+        if readout.sink_ratio is not None:
+            texts = with_sinks_of(reading, texts, ratio=readout.sink_ratio)
+            readout = replace(readout, sink_ratio=None)
+    return readings
+
+
+def with_sinks_of(reading: Reading, texts: Sequence[Text], *, ratio: float) -> list[Text]:
+    """The texts, each with the tokens that are sinks as this reading saw them."""
+    found = {
+        site: find_sinks(seen.token_norms_M, reading.offsets, ratio=ratio).found_M
+        for site, seen in reading.sites.items()
+    }
+    return [
+        replace(text, sinks={site: found_M[start:stop] for site, found_M in found.items()})
+        for text, (start, stop) in zip(texts, pairwise(reading.offsets), strict=True)
+    ]
+
+
 def worth_sharing(
     loaded: LoadedModel, texts: Sequence[Text], prompts: Sequence[tuple[int, ...]], readout: Readout
 ) -> bool:
@@ -87,18 +117,13 @@ def run_prompts(
     loaded: LoadedModel, prompts: Sequence[tuple[int, ...]], readout: Readout, *, token_budget: int = 2048
 ) -> Prompts:
     """Run unique prompts once. Where a batch does not fit into memory, all is tried again with half the token budget."""
-    budget = token_budget
-    while True:
+
+    def run(budget: int) -> Prompts:
         pool = readout.pool(loaded, len(prompts))
-        try:
-            cache = prefill(loaded, prompts, token_budget=budget, recorder=pool)
-        except RuntimeError as error:
-            if not out_of_memory(error) or budget < 2:
-                raise
-            budget //= 2
-            _forget()
-        else:
-            return Prompts({prompt: row for row, prompt in enumerate(prompts)}, cache, pool)
+        cache = prefill(loaded, prompts, token_budget=budget, recorder=pool)
+        return Prompts({prompt: row for row, prompt in enumerate(prompts)}, cache, pool)
+
+    return halved(run, token_budget)
 
 
 def read_behind(
@@ -108,8 +133,8 @@ def read_behind(
     filled = [row for row, text in enumerate(texts) if text.response_ids]
     if not filled:
         return read_texts(loaded, texts, readout, share_prompts=False)
-    lengths = [len(texts[row].response_ids) for row in filled]
-    plan = [[filled[place] for place in batch] for batch in plan_batches(lengths, token_budget=token_budget)]
+    lengths = ([len(texts[row].prompt_ids) for row in filled], [len(texts[row].response_ids) for row in filled])
+    plan = [[filled[place] for place in batch] for batch in plan_continuations(*lengths, token_budget=token_budget)]
     rows_N = [prompts.row_of[text.prompt_ids] for text in texts]
     behind = readout.without("prompt_last")
 
@@ -141,7 +166,19 @@ def _in_batches(
     return found
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def halved(run: Callable[[int], T], size: int) -> T:
+    """`run(size)`; where the device's memory does not hold it, all of it again with half the size, down to 1."""
+    while True:
+        try:
+            return run(size)
+        except RuntimeError as error:
+            if not out_of_memory(error) or size < 2:
+                raise
+        size //= 2
+        _forget()
+
+
+def out_of_memory(error: Exception) -> bool:
     """Whether a device (torch.OutOfMemoryError) or the CPU's allocator ran out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 

@@ -124,13 +124,19 @@ def body(model: PreTrainedModel) -> torch.nn.Module:
 
 
 def head_logits(model: PreTrainedModel, hidden_ND: torch.Tensor) -> torch.Tensor:
-    """Logits (N x vocabulary, float32) of normed hidden states, with the soft cap or scale that the architecture has."""
+    """Logits (N x vocabulary, float32) of normed hidden states, with the soft cap or scale that the architecture has.
+
+    What is known here of scales and caps `trial` compares with the model's own logits.
+    """
     config = model.config.get_text_config()
     logits_NV = model.get_output_embeddings()(hidden_ND).float()
     if (scale := getattr(config, "logit_scale", None)) is not None:
         logits_NV = logits_NV * scale
+    if (multiplier := getattr(config, "lm_head_multiplier", None)) is not None:
+        logits_NV = logits_NV * multiplier
     if (scaling := getattr(config, "logits_scaling", None)) is not None:
-        logits_NV = logits_NV / scaling
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits_NV = logits_NV * scaling if config.model_type == "hyperclovax" else logits_NV / scaling
+    caps = (getattr(config, name, None) for name in ("final_logit_softcapping", "logits_soft_cap"))
+    if (cap := next((cap for cap in caps if cap is not None), None)) is not None:
         logits_NV = torch.tanh(logits_NV / cap) * cap
     return logits_NV

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,13 +93,14 @@ def run(config: CollectionConfig, inputs: Inputs, workspace: Workspace) -> Resul
             "empty_responses": int((work.responses["tokens"] == 0).sum()),
             "sinks": {site: found["sinks"] for site, found in report.items()},
             "massive_coordinates": {site: len(found["massive_coordinates"]) for site, found in report.items()},
-            "mean_log_odds": {w: round(float(own[writer == w].mean()), 4) for w in READERS},
+            "mean_log_odds": {w: _mean(own[writer == w]) for w in READERS},
         }
     )
 
 
 def run_control(config: CollectionConfig, inputs: Inputs, workspace: Workspace) -> Result:
     """The control organism reads the organism's responses. Without one the store is sealed empty."""
+    from unmask.models.collecting import sinks_in
     from unmask.models.organisms import load_organism, organism_source
 
     recipe = read_json(inputs.folders["control"] / "recipe.json", rebuild=f"{inputs.rebuild} control")
@@ -107,15 +109,19 @@ def run_control(config: CollectionConfig, inputs: Inputs, workspace: Workspace) 
         return Result({"readings": 0, "control": "none"})
     bare = config.model_copy(update={"aggregations": (), "mask": None, "tokens": ()})
     work = _work(bare, inputs, workspace, writer="organism")
-    work = replace(work, readout=replace(work.readout, log_probs=False))
+    # The same tokens and columns as the other readers, or differences would show those that are left out.
+    others = ActivationStore.open(inputs.folders["activations"])
+    if config.exclude_sinks:
+        marks = sinks_in(others, work.readout.sites)
+        marked = [replace(text, sinks=marks[name]) for name, text in zip(work.response_ids, work.texts, strict=True)]
+        work = replace(work, texts=marked)
+    work = replace(work, readout=replace(work.readout, log_probs=False, sink_ratio=None))
 
     def readers() -> dict[str, LoadedModel]:
         return {"control": load_organism(inputs.base, organism_source(inputs.folders["control"]))}
 
     _read_all(config, inputs, workspace, work, readers=readers)
-    # The same columns as the other readers, or differences would show them.
-    excluded = ActivationStore.open(inputs.folders["activations"]).excluded
-    _seal(config, inputs, workspace, work, excluded=excluded)
+    _seal(config, inputs, workspace, work, excluded=others.excluded)
     return Result(
         {
             "readings": len(work.responses),
@@ -139,7 +145,8 @@ def _work(config: CollectionConfig, inputs: Inputs, workspace: Workspace, *, wri
     recorded: list[Path] = []
     if writer is None:
         key = read_json(folder / "manifest.json", rebuild=rebuild)["key"]
-        recorded = Recorded(workspace.folder.parent, responses_key=key, collection=config).shards()
+        kept = Recorded(workspace.folder.parent, responses_key=key, collection=config)
+        recorded = kept.shards(folder / "responses.parquet")
     readout = readout_of(config, num_layers=int(load_config(inputs.base).num_hidden_layers))
     return _Work(responses, texts, readout, recorded)
 
@@ -168,6 +175,11 @@ def read_masks(path: Path) -> dict[str, frozenset[int]]:
             raise DataError(
                 f"{path}, row {number}: not a response_id with a list of token positions",
                 mend='Write rows such as {"response_id": "pc-001/0/organism", "tokens": [0, 1, 2]}',
+            )
+        if identity in masks:
+            raise DataError(
+                f"{path}, row {number}: response {identity!r} stands there for the second time",
+                mend="Write all tokens that are marked of a response into one row",
             )
         masks[identity] = frozenset(int(each) for each in positions)
     return masks
@@ -217,29 +229,28 @@ def _read_all(
     `readers` loads the models that read, by the name that their tensors get; it is not called when all is read.
     """
     from unmask.models.collecting import plan_chunks, shard_tensors, token_offsets
-    from unmask.models.reading import read_texts
+    from unmask.models.reading import read_with_each
 
     ids = work.response_ids
     present = {path.name: _ids(path) for path in sorted(workspace.batches.glob(SHARDS))}
     taken = {identity for part in present.values() for identity in part}
     free = (number for number in count() if shard_name(number) not in present)
+    recorded = {identity for path in work.recorded for identity in _ids(path)}
     for path in work.recorded:
         if taken.isdisjoint(_ids(path)):
             link_or_copy(path, workspace.batches / shard_name(next(free)))
             taken |= set(_ids(path))
-    rest = [row for row in range(len(ids)) if ids[row] not in taken]
-    # What is left of a plan that was begun is the same plan: chunks are cut in order, and a cut starts anew after each.
-    chunks = plan_chunks([work.texts[row] for row in rest], chunk_tokens=CHUNK * config.token_budget)
-    models = readers() if chunks else {}
+    # Cut as if nothing had been read here yet: whatever is missing of the plan, it is the same plan.
+    planned = [row for row in range(len(ids)) if ids[row] not in recorded]
+    chunks = plan_chunks([work.texts[row] for row in planned], chunk_tokens=CHUNK * config.token_budget)
+    left = [[planned[place] for place in chunk if ids[planned[place]] not in taken] for chunk in chunks]
+    missing = [rows for rows in left if rows]
+    models = readers() if missing else {}
     title = f"reading with {' and '.join(models)}" if models else "taking what was read while answering"
-    inputs.progress.begin(title, total=len(ids), done=len(ids) - len(rest))
-    for chunk in chunks:
-        rows = [rest[place] for place in chunk]
+    inputs.progress.begin(title, total=len(ids), done=len(ids) - sum(map(len, missing)))
+    for rows in missing:
         texts = [work.texts[row] for row in rows]
-        readings = {
-            reader: read_texts(loaded, texts, work.readout, token_budget=config.token_budget)
-            for reader, loaded in models.items()
-        }
+        readings = read_with_each(models, texts, work.readout, token_budget=config.token_budget)
         tensors = shard_tensors(readings, work.readout, sink_ratio=config.sink_ratio)
         write_shard(
             workspace.batches,
@@ -296,6 +307,12 @@ def _outlying(config: CollectionConfig, store: ActivationStore, work: _Work) -> 
     return found
 
 
+def _mean(values: pd.Series) -> float | None:
+    """The mean of what is there; None where nothing is."""
+    mean = float(values.mean())
+    return round(mean, 4) if isfinite(mean) else None
+
+
 def _ids(path: Path) -> list[str]:
     return ActivationStore.shard_response_ids(path)
 
@@ -324,7 +341,7 @@ SHARDS = "shard-*.safetensors"
 STAGE = Stage(
     "activations",
     "read activations",
-    2,
+    3,
     CollectionConfig,
     ("organism", "responses"),
     True,
@@ -335,7 +352,7 @@ STAGE = Stage(
 CONTROL = Stage(
     "control_activations",
     "read with the control organism",
-    2,
+    3,
     CollectionConfig,
     ("control", "responses", "activations"),
     True,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unmask.models.passes import LOGITS, pooled_width
-from unmask.models.planning.work import batches_of
+from unmask.models.planning.work import batches_of, continuations_of
 from unmask.models.sites import site_shape
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ _ID = 24
 class Memory:
     """Bytes at the peak, part by part. All but `kept` is on the model's device, `kept` in main memory; on a CPU both are one.
 
-    - `weights`: copies x parameters x bytes of a weight; one copy where readers share it. Where answers
-      are written in float32, at most one more copy of one model's matrices (`packed_weights`, on a CPU only). What the program
-      itself takes, and buffers that a library holds back, are not in it
+    - `weights`: copies x parameters x bytes of a weight; one copy where readers share it. Where answers are written in float32,
+      at most one more copy of each one's matrices (`packed_weights`, on a CPU only). What the program itself takes, and buffers
+      that a library holds back, are not in it
     - `activations`: padded tokens of the largest batch x numbers a token x bytes of one. While the MLP runs: the stream, its
       normed copy and three vectors of `widest`; while attention runs: three of the stream, three of `query_width`, and twice
       keys and values; the larger of both
@@ -65,8 +65,8 @@ class Disk:
 
     - `responses`: readers x responses x aggregations x coordinates x bytes of a stored number, over all sites; beside them, a
       reader and response, 12 bytes a site and 8 for the log-probability
-    - `tokens`: readers x response tokens x coordinates x bytes of a stored number, over the sites whose tokens are kept. Special
-      tokens are not kept, so this is an upper bound
+    - `tokens`: readers x response tokens x coordinates x bytes of a stored number, over the sites whose tokens are kept; where
+      sinks are left out of means, a byte a token and site. Special tokens are not kept, so this is an upper bound
     - `headers`: what the shards say of themselves, estimated
     """
 
@@ -88,11 +88,13 @@ def disk_of(config: Any, workload: Workload) -> Disk:
     widths = _width(config, workload.sites)
     numbers = len(readout.aggregations) * widths * workload.stored_bytes
     scalars = _PER_SITE * len(workload.sites) + _PER_READER * readout.log_probs
-    offsets = _OFFSET * (workload.texts + len(workload.chunks)) if readout.tokens and readers else 0
+    marks = len(workload.sites) * workload.response_tokens if readout.sink_ratio is not None and readers else 0
+    offsets = _OFFSET * (workload.texts + len(workload.chunks)) if (readout.tokens or marks) and readers else 0
+    kept = readers * workload.response_tokens * _width(config, readout.tokens) * workload.stored_bytes
     per_reader = (len(readout.aggregations) + 3) * len(workload.sites) + len(readout.tokens) + readout.log_probs
     return Disk(
         responses=readers * workload.texts * (numbers + scalars),
-        tokens=readers * workload.response_tokens * _width(config, readout.tokens) * workload.stored_bytes + offsets,
+        tokens=kept + marks + offsets,
         headers=(readers > 0) * (_HEADER * readers * per_reader * len(workload.chunks) + _ID * workload.texts),
     )
 
@@ -102,7 +104,7 @@ def memory_of(architecture: Architecture, config: Any, workload: Workload) -> Me
     size = workload.weight_bytes
     copies = 1 if workload.one_copy else workload.readers
     matrices = architecture.multiply_adds(len(architecture.layers)) + architecture.head
-    packed = matrices * size if workload.answering and size == 4 else 0
+    packed = copies * matrices * size if workload.answering and size == 4 else 0
     mlp = 2 * architecture.hidden + 3 * architecture.widest
     attention = 3 * architecture.hidden + 3 * architecture.query_width + 2 * architecture.cache_width
     taken = [_passes(architecture, workload, chunk) for chunk in workload.chunks]
@@ -136,10 +138,10 @@ def _passes(architecture: Architecture, workload: Workload, chunk: Chunk) -> tup
             positions.append(len(rows))
             expanded.append(len(rows) * int(prompts_N[rows].max() + chunk.response_tokens_N[rows].max()))
         if workload.reads:
-            for places, longest in batches_of(chunk.response_tokens_N[rows], token_budget=budget):
-                batches.append(len(places) * longest)
-                positions.append(int(chunk.response_tokens_N[rows[places]].sum()) * with_logits)
-                expanded.append(len(places) * (int(prompts_N[rows[places]].max()) + longest))
+            for batch, longest in continuations_of(chunk, rows, token_budget=budget):
+                batches.append(len(batch) * longest)
+                positions.append(int(chunk.response_tokens_N[batch].sum()) * with_logits)
+                expanded.append(len(batch) * (int(prompts_N[batch].max()) + longest))
     return max(batches), max(positions), held + max(expanded)
 
 

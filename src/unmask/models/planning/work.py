@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from unmask.models.batches import plan_batches
+from unmask.models.batches import plan_batches, plan_continuations
 from unmask.models.passes import LOGITS
 
 if TYPE_CHECKING:
@@ -109,6 +109,13 @@ def batches_of(lengths: np.ndarray, *, token_budget: int) -> Iterator[tuple[np.n
         yield rows, int(lengths[rows].max())
 
 
+def continuations_of(chunk: Chunk, rows: np.ndarray, *, token_budget: int) -> Iterator[tuple[np.ndarray, int]]:
+    """The batches in which these texts' responses are run behind their prompts: texts, and the longest response's length."""
+    prompts, responses = chunk.prompt_tokens_P[chunk.prompt_of_N[rows]], chunk.response_tokens_N[rows]
+    for batch in plan_continuations(prompts.tolist(), responses.tolist(), token_budget=token_budget):
+        yield rows[batch], int(responses[batch].max())
+
+
 def _of_chunk(architecture: Architecture, workload: Workload, chunk: Chunk) -> Iterator[Work]:
     layers = len(architecture.layers)
     if not workload.shares_prompts(chunk, num_layers=layers):
@@ -156,8 +163,8 @@ def _answers(architecture: Architecture, workload: Workload, chunk: Chunk, rows:
 def _responses(architecture: Architecture, workload: Workload, chunk: Chunk, rows: np.ndarray) -> Iterator[Work]:
     depth, size = workload.reading_depth(len(architecture.layers)), workload.weight_bytes
     prompts_N = chunk.prompt_tokens_P[chunk.prompt_of_N]
-    for places, longest in batches_of(chunk.response_tokens_N[rows], token_budget=workload.token_budget):
-        batch, past = rows[places], int(prompts_N[rows[places]].max())
+    for batch, longest in continuations_of(chunk, rows, token_budget=workload.token_budget):
+        past = int(prompts_N[batch].max())
         work = pass_of(
             architecture, "responses", depth=depth, rows=len(batch), length=longest, past=past, weight_bytes=size
         )

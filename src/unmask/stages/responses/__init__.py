@@ -29,7 +29,7 @@ def run(config: ResponsesConfig, inputs: Inputs, workspace: Workspace) -> Result
         write_table(kept, render(inputs, questions), schema=PROMPT_SCHEMA)
     prompts = read_table(kept, rebuild=f"{inputs.rebuild} responses")
     plan = plan_jobs(config, prompts)
-    recording = recording_of(config, inputs, workspace)
+    recording = recording_of(config, inputs, workspace, anew=not answered_already(plan, workspace))
     title = "answering" if recording is None else "answering and reading"
     inputs.progress.begin(
         title, total=len(WRITERS) * config.samples * len(prompts), done=answered_already(plan, workspace)
@@ -47,6 +47,8 @@ def run(config: ResponsesConfig, inputs: Inputs, workspace: Workspace) -> Result
     )
     write_table(workspace.out / "responses.parquet", responses, schema=SCHEMA)
     write_table(workspace.out / "prompts.parquet", prompts, schema=PROMPT_SCHEMA)
+    if recording is not None:
+        recording.recorded.finish(workspace.out / "responses.parquet")
     cut = responses["stop_reason"] == "length"
     return Result(
         {
@@ -74,4 +76,4 @@ def render(inputs: Inputs, questions: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-STAGE = Stage("responses", "answer the questions", 2, ResponsesConfig, ("questions", "organism"), True, run)
+STAGE = Stage("responses", "answer the questions", 3, ResponsesConfig, ("questions", "organism"), True, run)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,8 +33,22 @@ class Recording(NamedTuple):
     recorded: Recorded
 
 
-def recording_of(config: ResponsesConfig, inputs: Inputs, workspace: Workspace) -> Recording | None:
-    """What to read on the way; None where nothing is wanted, or where it needs whole answers."""
+def recording_of(config: ResponsesConfig, inputs: Inputs, workspace: Workspace, *, anew: bool) -> Recording | None:
+    """What to read on the way; None where nothing is wanted, or where it needs whole answers.
+
+    What an earlier run recorded goes where the answers are written `anew`, or without being read.
+    """
+    readout = _wanted(config, inputs)
+    if anew or readout is None:
+        Recorded.drop(workspace.folder.parent)
+    if config.collection is None or readout is None:
+        return None
+    recorded = Recorded(workspace.folder.parent, responses_key=workspace.key, collection=config.collection)
+    recorded.begin()
+    return Recording(readout, config.collection, recorded)
+
+
+def _wanted(config: ResponsesConfig, inputs: Inputs) -> Readout | None:
     from unmask.models.collecting import readout_of
     from unmask.models.loading import load_config
 
@@ -43,26 +56,26 @@ def recording_of(config: ResponsesConfig, inputs: Inputs, workspace: Workspace) 
         return None
     model = load_config(inputs.base)
     readout = readout_of(config.collection, num_layers=int(model.num_hidden_layers))
-    if not config.reads_while_answering(readout, model):
-        return None
-    recorded = Recorded(workspace.folder.parent, responses_key=workspace.key, collection=config.collection)
-    recorded.begin()
-    return Recording(readout, config.collection, recorded)
+    return readout if config.reads_while_answering(readout, model) else None
 
 
 def answer_alone(
     config: ResponsesConfig, inputs: Inputs, workspace: Workspace, *, writer: Writer, prompts: pd.DataFrame, plan: Plan
 ) -> None:
     """One model answers what it has not answered yet."""
-    from unmask.models.generation import generate
+    from unmask.models.answering import answer
 
     waiting = waiting_batches(plan, workspace, writer)
     loaded = load_writer(inputs, writer) if waiting else None
     for number in waiting:
         assert loaded is not None
         jobs = jobs_of(config, prompts, plan[number])
-        answers = generate(
-            loaded, [job.prompt_ids for job in jobs], sampling=config.sampling, seeds=[j.seed for j in jobs]
+        answers = answer(
+            loaded,
+            [job.prompt_ids for job in jobs],
+            sampling=config.sampling,
+            seeds=[job.seed for job in jobs],
+            rows=config.batch_size,
         )
         write_table(
             batch_path(workspace, writer, number), rows_of(loaded.tokenizer, writer, jobs, answers), schema=SCHEMA
@@ -88,13 +101,10 @@ def answer_and_read_all(
         source = organism_source(inputs.folders["organism"])
         pair = load_readers(inputs.base, source, one_copy=recording.collection.one_copy, progress=inputs.progress)
         models: dict[Writer, LoadedModel] = dict(zip(WRITERS, pair, strict=True))
-        with ExitStack() as packed:
-            for loaded in pair:  # once for all batches
-                packed.enter_context(packed_weights(loaded.model))
+        with packed_weights(*(loaded.model for loaded in pair)):  # once for all batches
             for number in waiting:
                 jobs = jobs_of(config, prompts, plan[number])
                 _answer_batch(config, inputs, workspace, recording=recording, models=models, jobs=jobs, number=number)
-    recording.recorded.finish()
 
 
 def _answer_batch(
@@ -119,6 +129,7 @@ def _answer_batch(
         seeds=[job.seed for job in jobs],
         sampling=config.sampling,
         readout=readout,
+        rows=config.batch_size,
         token_budget=collection.token_budget,
         on_answers=lambda writer: inputs.progress.advance(len(jobs)),
     )
