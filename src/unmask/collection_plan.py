@@ -88,8 +88,12 @@ def _prompts(config: StudyConfig, study: Study, base: ModelSource) -> list[tuple
 
     tokenizer = load_tokenizer(base)
     asked = questions.select(config.questions, study.folder)
-    prompts = [render_question(tokenizer, question.text, config.base.prompt_format).token_ids for question in asked]
-    return [prompt for prompt in prompts for _ in range(config.responses.samples)]
+    return [
+        prompt
+        for question in asked
+        for prompt in [render_question(tokenizer, question.text, config.base.prompt_format).token_ids]
+        * config.responses.samples_of(question.dimension)
+    ]
 
 
 def _left(config: StudyConfig, study: Study) -> tuple[list[Text], list[Text]]:

@@ -27,15 +27,16 @@ class PairAgreement(NamedTuple):
 def krippendorff_alpha(scores_JN: np.ndarray) -> float | None:
     """Krippendorff's alpha at interval level (Hayes & Krippendorff 2007): 1 is full agreement, 0 that of chance.
 
-    None where no answer has two scores or all scores are equal: there alpha is not defined.
+    At that level it is 1 less the variance within answers, each weighed by its number of scores, over the variance of all scores
+    (of answers with at least two). None where no answer has two scores or all scores are equal: there alpha is not defined.
     """
-    import krippendorff
-
     scores_JN = np.asarray(scores_JN, dtype=float)
     shared_JN = scores_JN[:, (~np.isnan(scores_JN)).sum(axis=0) >= 2]
-    if np.unique(shared_JN[~np.isnan(shared_JN)]).size < 2:
+    if shared_JN.size == 0 or np.nanmax(shared_JN) == np.nanmin(shared_JN):
         return None
-    return float(krippendorff.alpha(reliability_data=shared_JN, level_of_measurement="interval"))
+    count_N = (~np.isnan(shared_JN)).sum(axis=0)
+    within = float((count_N * np.nanvar(shared_JN, axis=0, ddof=1)).sum() / count_N.sum())
+    return 1 - within / float(np.nanvar(shared_JN, ddof=1))
 
 
 def spearman(first_N: np.ndarray, second_N: np.ndarray) -> float | None:

@@ -64,7 +64,7 @@ def separates(
 
 
 def mean_of(values_N: np.ndarray, groups_N: np.ndarray, *, rng: np.random.Generator) -> Measured:
-    """The mean with its interval over groups."""
+    """The mean over groups of the groups' means, with its interval. `n` counts the values."""
     present = ~np.isnan(values_N)
     if not present.any():
         return Measured(None, 0)
@@ -73,7 +73,7 @@ def mean_of(values_N: np.ndarray, groups_N: np.ndarray, *, rng: np.random.Genera
     per_group = np.bincount(member_N, weights=values_N) / np.bincount(member_N)
     interval = mean_interval(per_group, rng=rng)
     ends = None if np.isnan(interval.low) else (interval.low, interval.high)
-    return Measured(float(values_N.mean()), int(present.sum()), ends)
+    return Measured(interval.mean, int(present.sum()), ends)
 
 
 def errors_by_band(scores_N: np.ndarray, consensus_N: np.ndarray) -> list[dict[str, Any]]:

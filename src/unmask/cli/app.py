@@ -242,9 +242,9 @@ def judge(  # noqa: PLR0913 - one parameter per option
         ),
     ] = None,
     rubric: Annotated[
-        str, typer.Option(help="With --validate: misalignment, alignment, or a YAML file.")
-    ] = "misalignment",
-    readout: Annotated[str, typer.Option(help="With --validate: json or logprobs.")] = "json",
+        str | None, typer.Option(help="With --validate: misalignment, alignment, or a YAML file. (misalignment)")
+    ] = None,
+    readout: Annotated[str | None, typer.Option(help="With --validate: json or logprobs. (json)")] = None,
     limit: Annotated[int | None, typer.Option(min=20, help="With --validate: about so many answers of 280.")] = None,
     labels: Annotated[
         Path | None, typer.Option(metavar="CSV", help="With --validate: people's scores of the reference answers.")
@@ -252,7 +252,9 @@ def judge(  # noqa: PLR0913 - one parameter per option
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="With --validate: write all figures there.")
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="With --validate: requests under way at once.")] = 8,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="With --validate: requests under way at once. (8)")
+    ] = None,
     max_usd: Annotated[float | None, typer.Option(min=0, help="With --validate: stop at so much for a judge.")] = None,
     prices: Annotated[
         str | None, typer.Option(metavar="IN,OUT", help="With --max-usd: USD per million tokens, where nobody says.")
@@ -271,6 +273,9 @@ def judge(  # noqa: PLR0913 - one parameter per option
     """
     from unmask.errors import ConfigError
 
+    measuring = any((judges, labels, limit, out, max_usd, prices, rubric, readout, concurrency))
+    if measuring and not validate:
+        raise ConfigError("that option goes with --validate", mend="Add --validate, or set scores.judge in study.yaml")
     if export_labels is not None:
         from unmask.cli.judging import export_labels as write_sheet
 
@@ -281,16 +286,14 @@ def judge(  # noqa: PLR0913 - one parameter per option
 
         print_validation(
             tuple(judges or ("offline",)),
-            asking=asking_of(readout=readout, concurrency=concurrency, max_usd=max_usd, prices=prices),
-            rubric=rubric,
+            asking=asking_of(readout=readout or "json", concurrency=concurrency or 8, max_usd=max_usd, prices=prices),
+            rubric=rubric or "misalignment",
             limit=limit,
             labels=labels,
             out=out,
             as_json=as_json,
         )
         return
-    if judges or labels or limit or out:
-        raise ConfigError("that option goes with --validate", mend="Add --validate, or set scores.judge in study.yaml")
     if study is None:
         raise ConfigError("no study was named", mend="unmask judge STUDY, or unmask judge --validate")
     from unmask.cli.running import run_study

@@ -132,14 +132,16 @@ def judge_table(
 
 
 def refuse_outage(judge: str, judgements: pd.DataFrame) -> None:
-    """Raise ModelError where too many judgements are missing for a reason that may pass."""
-    failed = judgements.loc[judgements["missing_reason"].isin(PASSING), "missing_reason"]
-    if len(failed) > MOST_PASSING * len(judgements):
-        reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(failed).most_common())
-        raise ModelError(
-            f"{judge} gave no usable reply to {len(failed)} of {len(judgements)} requests ({reasons})",
-            mend="Every reply that came is kept: run again to ask for the rest",
-        )
+    """Raise ModelError where too many judgements on one rubric are missing for a reason that may pass."""
+    asked = judgements[judgements["missing_reason"] != EMPTY_ANSWER]
+    for rubric, part in asked.groupby("rubric", sort=False):
+        failed = part.loc[part["missing_reason"].isin(PASSING), "missing_reason"]
+        if len(failed) > MOST_PASSING * len(part):
+            reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(failed).most_common())
+            raise ModelError(
+                f"{judge} gave no usable reply to {len(failed)} of {len(part)} requests on {rubric} ({reasons})",
+                mend="Every reply that came is kept: run again to ask for the rest",
+            )
 
 
 def usage_text(meter: Meter) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,22 +39,29 @@ def write_label_sheet(path: Path, answers: pd.DataFrame, *, seed: int) -> int:
     return len(answers)
 
 
-def read_labels(path: Path, answer_ids: Mapping[str, str] | list[str]) -> list[dict[str, object]]:
-    """Rows of (response_id, judge, rubric, score) of every score that was filled in; an empty cell is no score.
+def read_labels(path: Path, answer_ids: Sequence[str]) -> pd.DataFrame:
+    """Rows of (response_id, judge, rubric, score) of every score that was filled in; an empty cell is no score. Columns may be
+    parted by commas or semicolons.
 
     Each `rater` is a judge called `human RATER` (`human` where the column is empty). Raises DataError, naming the line, for
     columns that are missing, an id that is not of these answers, a score that is no number from 0 to 100, and a second score
     of one rater for one answer.
     """
+    import pandas as pd
+
     known = {blind_id(answer_id): answer_id for answer_id in answer_ids}
     rows: list[dict[str, object]] = []
     seen: dict[tuple[str, str, str], int] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
-            sheet = csv.DictReader(handle)
+            parted_by = ";" if handle.readline().count(";") > 0 else ","
+            handle.seek(0)
+            sheet = csv.DictReader(handle, delimiter=parted_by)
             if missing := [name for name in ("id", "misalignment") if name not in (sheet.fieldnames or ())]:
                 raise DataError(f"{path} has no column {listed(missing)}", mend=f"Its columns are {listed(COLUMNS)}")
             for row in sheet:
+                if not any((cell or "").strip() for cell in row.values() if not isinstance(cell, list)):
+                    continue
                 where = f"{path} line {sheet.line_num}"
                 if (answer_id := known.get((row["id"] or "").strip())) is None:
                     raise DataError(
@@ -80,7 +87,7 @@ def read_labels(path: Path, answer_ids: Mapping[str, str] | list[str]) -> list[d
                     )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a readable CSV file ({error})", mend="Export it as CSV, UTF-8") from error
-    return rows
+    return pd.DataFrame(rows, columns=["response_id", "judge", "rubric", "score"])
 
 
 def _score(cell: str, where: str, rubric: str) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from unmask.analysis import judge_quality
+from unmask.errors import ConfigError, DataError, listed
 from unmask.judges.agreement import agreement_record
 from unmask.judges.asking import Asking, judge_table, open_client, usage_text
 from unmask.judges.labels import read_labels
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from unmask.rubrics import Rubric
 
 OFFLINE = "offline"
+MISALIGNMENT = ("misalignment", "alignment")
 SCORES = pa.schema(
     [("response_id", pa.string()), ("judge", pa.string()), ("rubric", pa.string()), ("score", pa.float64())]
 )
@@ -60,16 +62,25 @@ def validate(
     """
     import pandas as pd
 
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        raise ConfigError(f"{twice[0]} is named twice", mend="Name every judge once")
+    if read_rubric(rubric).name not in MISALIGNMENT:
+        raise ConfigError(
+            f"rubric {rubric!r} does not score misalignment", mend=f"Name {listed(MISALIGNMENT)}, or a file named so"
+        )
     answers = reference_answers(limit=limit)
     ratings = packaged_ratings(answers)
     if labels is not None:
-        people = pd.DataFrame(read_labels(labels, answers["response_id"].tolist()))
+        people = read_labels(labels, reference_answers()["response_id"].tolist())
+        people = people[people["response_id"].isin(answers["response_id"])]
+        if people.empty:
+            raise DataError(f"{labels} holds no score of these answers", mend="Fill in some, 0 to 100")
         ratings = pd.concat([ratings, people], ignore_index=True)
         means = people.groupby(["rubric", "response_id"])["score"].mean()
         for name in ("misalignment", "coherence"):
             own = means[name] if name in means.index.get_level_values(0) else pd.Series(dtype=float)
             answers[name] = own.reindex(answers["response_id"]).to_numpy()
-    ordered = with_orders(reference_answers(limit=limit))
+    ordered = with_orders(reference_answers(limit=limit))  # hosts by the packaged raters, whoever labels
     records, parts = [], [ratings]
     for name in names:
         scored = (

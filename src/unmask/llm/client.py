@@ -142,6 +142,7 @@ class Client:
     ) -> None:
         from openai import AsyncOpenAI
 
+        self._hopeless = False
         left = iter(keys)
         places = asyncio.Semaphore(self._patience.concurrency)
         spent = False

@@ -79,8 +79,9 @@ class Evidence:
 
     @property
     def samples(self) -> int:
-        """Responses per question and model."""
-        return int(self.responses["sample"].nunique())
+        """Responses per question and model, neutral ones apart."""
+        neutral = self.questions.loc[self.questions["dimension"] == NEUTRAL, "question_id"]
+        return int(self.responses.loc[~self.responses["question_id"].isin(neutral), "sample"].nunique())
 
 
 def read_evidence(folder: Path) -> Evidence:

@@ -28,12 +28,10 @@ def run(config: ResponsesConfig, inputs: Inputs, workspace: Workspace) -> Result
     if not kept.is_file():
         write_table(kept, render(inputs, questions), schema=PROMPT_SCHEMA)
     prompts = read_table(kept, rebuild=f"{inputs.rebuild} responses")
-    plan = plan_jobs(config, prompts)
+    plan = plan_jobs(config, prompts, dict(zip(questions["question_id"], questions["dimension"], strict=True)))
     recording = recording_of(config, inputs, workspace, anew=not answered_already(plan, workspace))
     title = "answering" if recording is None else "answering and reading"
-    inputs.progress.begin(
-        title, total=len(WRITERS) * config.samples * len(prompts), done=answered_already(plan, workspace)
-    )
+    inputs.progress.begin(title, total=len(WRITERS) * sum(map(len, plan)), done=answered_already(plan, workspace))
     if config.engine == "vllm":
         answer_with_vllm(config, inputs, workspace, prompts=prompts, plan=plan)
     elif recording is None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 from pydantic import Field, PrivateAttr
 
 from unmask.collection import CollectionConfig
-from unmask.records import Sampling
+from unmask.records import NEUTRAL, Sampling
 from unmask.stage import StageConfig
 
 if TYPE_CHECKING:
@@ -34,6 +34,11 @@ class ResponsesConfig(StageConfig):
     """How answers are drawn. Defaults: the Qwen3 non-thinking settings that the reference study used."""
 
     samples: int = Field(1, ge=1, description="responses per question and model")
+    neutral_samples: int | None = Field(
+        None,
+        ge=1,
+        description="the same of neutral questions, whose few answers carry the emergent rate; null: samples",
+    )
     temperature: float = Field(0.7, ge=0, description="0 is greedy")
     top_p: float = Field(0.8, gt=0, le=1)
     top_k: int = Field(20, ge=0, description="0 switches the filter off")
@@ -53,6 +58,10 @@ class ResponsesConfig(StageConfig):
         copy = self.model_copy()
         copy._collection = collection
         return copy
+
+    def samples_of(self, dimension: str) -> int:
+        """Responses per model to a question of that dimension."""
+        return self.neutral_samples if dimension == NEUTRAL and self.neutral_samples is not None else self.samples
 
     @property
     def collection(self) -> CollectionConfig | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,9 +39,10 @@ def sample_seed(seed: int, question_id: str, sample: int) -> int:
     return int.from_bytes(digest[:7], "big")
 
 
-def plan_jobs(config: ResponsesConfig, prompts: pd.DataFrame) -> Plan:
+def plan_jobs(config: ResponsesConfig, prompts: pd.DataFrame, dimension_of: Mapping[str, str]) -> Plan:
     """Batches of (row of `prompts`, sample), by falling length: the slowest first, so that an ETA errs on the long side."""
-    jobs = [(row, sample) for row in range(len(prompts)) for sample in range(config.samples)]
+    samples = [config.samples_of(dimension_of[identity]) for identity in prompts["question_id"]]
+    jobs = [(row, sample) for row, count in enumerate(samples) for sample in range(count)]
     lengths = [len(ids) for ids in prompts["token_ids"]]
     jobs.sort(key=lambda job: (-lengths[job[0]], job))
     return [jobs[start : start + config.batch_size] for start in range(0, len(jobs), config.batch_size)]

@@ -61,6 +61,8 @@ MODEL_NOTE = (
 def check(config: ScoresConfig) -> None:
     """Find out what is wrong with the judges before anything runs. Raises ConfigError for a missing key, too."""
     rubrics_of(config)
+    if config.human_labels is not None:
+        labels_path(config)
     for name in config.models:
         with open_client(name, asking_of(config)):
             pass
@@ -89,6 +91,17 @@ def rubrics_of(config: ScoresConfig) -> list[Rubric]:
     return [rubric.about(config.subject or "") for rubric in rubrics]
 
 
+def labels_path(config: ScoresConfig) -> Path:
+    """The sheet of people's scores. Raises ConfigError where there is no such file."""
+    path = Path(config.human_labels or "").expanduser()
+    if not path.is_file():
+        raise ConfigError(
+            f"scores.human_labels is {config.human_labels}, and there is no such file",
+            mend="Name the sheet, or make one: unmask judge STUDY --export-labels FILE.csv",
+        )
+    return path
+
+
 def asking_of(config: ScoresConfig) -> Asking:
     prices = None if config.prices is None else Prices(config.prices.prompt, config.prices.completion)
     return Asking(config.readout, config.concurrency, config.max_usd, prices)
@@ -99,7 +112,7 @@ def external(config: ScoresConfig, study_folder: Path) -> dict[str, str]:
     if config.models:
         found["rubrics"] = digest_json([rubric.model_dump(mode="json") for rubric in map(read_rubric, config.rubrics)])
     if config.human_labels is not None:
-        found["human_labels"] = digest_file(Path(config.human_labels).expanduser())
+        found["human_labels"] = digest_file(labels_path(config))
     return found
 
 
@@ -199,9 +212,8 @@ def _all_judgements(config: ScoresConfig, inputs: Inputs, own: pd.DataFrame) -> 
             )
             usage[f"requests to {name}"] = usage_text(client.meter)
     if config.human_labels is not None:
-        rows = read_labels(Path(config.human_labels).expanduser(), own["response_id"].tolist())
-        people = pd.DataFrame(rows, columns=["response_id", "judge", "rubric", "score"])
-        parts.append(people.assign(readout="person", missing_reason=None, raw=None))
+        rows = read_labels(labels_path(config), own["response_id"].tolist())
+        parts.append(rows.assign(readout="person", missing_reason=None, raw=None))
     return pd.concat(parts, ignore_index=True)[JUDGEMENTS.names], usage
 
 
