@@ -5,14 +5,14 @@
 #   PYTHON       the interpreter that makes it, 3.11 or newer   (python3)
 #   TORCH        the torch requirement, installed first         (torch==2.13.0)
 #   STUDY        the study that `make demo` makes               (studies/demo)
-#   PYTEST_ARGS  more options for pytest                        (none)
+#   PYTEST_ARGS  more options for pytest                        (two at a time)
 # UNMASK_CACHE, HF_HOME, HF_TOKEN and NO_COLOR reach unmask as they are.
 
 VENV ?= .venv
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 STUDY ?= studies/demo
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2 --dist worksteal
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

@@ -82,6 +82,9 @@ def serve(
                 secret = self.headers.get("authorization", "")
                 told = {"error": {"message": f"no, {secret}", "type": "error", "code": None}}
                 self.reply(int(status), told, {"retry-after": wait} if wait else {})
+            elif kind == "body":
+                status, _, content = value.partition(",")
+                self.send(int(status), content.encode())
             elif kind == "close":
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)

@@ -297,6 +297,73 @@ def test_a_key_reaches_the_provider_and_nothing_else(
     assert not any(secret.encode() in content for content in written)
 
 
+GEMINI = {
+    "choices": [{"finish_reason": "stop", "index": 0, "message": {"content": '{"score": 12}', "role": "assistant"}}],
+    "created": 1764200000,
+    "id": "x",
+    "model": "gemini-2.5-pro",
+    "object": "chat.completion",
+    "usage": {"completion_tokens": 7, "prompt_tokens": 410, "total_tokens": 980},
+}
+"""A reply of Gemini's compatible endpoint; what it thought is in the total alone (ai.google.dev/gemini-api/docs/openai)."""
+
+OPENROUTER = {
+    "id": "gen-1",
+    "provider": "DeepSeek",
+    "model": "deepseek/deepseek-chat-v3.1",
+    "object": "chat.completion",
+    "created": 1764200000,
+    "choices": [
+        {
+            "logprobs": None,
+            "finish_reason": "stop",
+            "native_finish_reason": "stop",
+            "index": 0,
+            "message": {"role": "assistant", "content": '{"score": 12}', "refusal": None, "reasoning": None},
+        }
+    ],
+    "usage": {
+        "prompt_tokens": 410,
+        "completion_tokens": 7,
+        "total_tokens": 417,
+        "cost": 0.000123,
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    },
+}
+"""A reply of OpenRouter's (openrouter.ai/docs/api-reference/overview, and /use-cases/usage-accounting for the cost)."""
+
+GOOGLE_ERROR = [
+    {
+        "error": {
+            "code": 400,
+            "message": "API key not valid. Please pass a valid API key.",
+            "status": "INVALID_ARGUMENT",
+            "details": [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}],
+        }
+    }
+]
+"""What Gemini says of an unknown key, with status 400 (cloud.google.com/apis/design/errors)."""
+
+
+@pytest.mark.parametrize(("body", "usd"), [(GEMINI, None), (OPENROUTER, 0.000123)], ids=["gemini", "openrouter"])
+def test_documented_replies_are_read(body: dict[str, object], usd: float | None) -> None:
+    reply = read_reply(json.dumps(body).encode())
+    assert reply == Reply('{"score": 12}', prompt_tokens=410, completion_tokens=7, usd=usd)
+
+
+def test_a_choice_that_ended_in_an_error_is_no_answer() -> None:
+    broken = {"finish_reason": "error", "message": {"content": '{"sco'}, "error": {"code": 502, "message": "upstream"}}
+    reply = read_reply(json.dumps({"choices": [broken], "usage": {"cost": 0.5}}).encode())
+    assert (reply.text, reply.failure, reply.usd, reply.final) == (None, "overloaded", 0.5, False)
+
+
+def test_a_key_that_google_does_not_know_stops_all(store: ReplyStore) -> None:
+    with serve(lambda text, _: "!body:400," + json.dumps(GOOGLE_ERROR)) as provider:
+        with pytest.raises(ModelError, match="refuses the key"):
+            client(provider, store, patience=Patience(concurrency=1)).ask(requests(40))
+        assert provider.asked.total() == 1
+
+
 def test_logprobs_are_read_with_their_alternatives() -> None:
     logprobs = {
         "content": [

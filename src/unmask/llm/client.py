@@ -32,6 +32,8 @@ _HOPELESS = {
     404: ("has no such model or path", "Check the model's name and the URL"),
 }
 """Statuses that concern every request alike."""
+_INVALID_KEY = "API_KEY_INVALID"
+"""What Google's APIs say, in a 400, of a key that they do not know (google.rpc.ErrorInfo)."""
 
 
 _WAITING = 4
@@ -251,6 +253,8 @@ class Client:
     def _failed(self, error: APIStatusError) -> Reply:
         """What a status means for the request. Raises ModelError for those of _HOPELESS."""
         status = error.status_code
+        if status == 400 and _INVALID_KEY in error.response.text:
+            status = 401
         if status in _HOPELESS:
             what, mend = _HOPELESS[status]
             self._hopeless = True

@@ -1,13 +1,14 @@
 """From a provider's bytes to a reply: strict, and nothing made up where a field is missing.
 
 Forms: OpenAI's chat completion object (platform.openai.com/docs/api-reference/chat/object); OpenRouter adds `usage.cost` in USD
-and an `error` object inside a 200 (openrouter.ai/docs/api-reference/overview, /errors).
+and an `error` object inside a 200, of the whole reply or of a choice (openrouter.ai/docs/api-reference/overview, /errors).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from unmask.llm.replies import Reply, TokenChoice
@@ -42,6 +43,8 @@ def failed_reply(status: Any) -> Reply:
 
 def _read_choice(choice: Mapping[str, Any], counted: dict[str, Any]) -> Reply:
     message = _mapping(choice.get("message"))
+    if choice.get("finish_reason") == "error" or isinstance(choice.get("error"), dict):
+        return replace(failed_reply(_mapping(choice.get("error")).get("code")), **counted)
     if choice.get("finish_reason") == "content_filter":
         return Reply(None, "content_filter", "the provider filtered it", **counted)
     if isinstance(refusal := message.get("refusal"), str) and refusal:
