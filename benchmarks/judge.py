@@ -241,9 +241,8 @@ def judge(order: Mapping[str, Any]) -> None:
     with NotedStore(Path(order["store"]), Path(order["notes"])) as store:
         client = Client(find_model(f"{order['url']} {MODEL}"), store, patience=Patience(**order["patience"]))
         began, before = time.perf_counter(), processor()
-        found = judge_answers(
-            client, [(read_rubric(rubric), *pair) for rubric, pairs in work.items() for pair in pairs]
-        )
+        items = [(rubric, *pair) for name, pairs in work.items() for rubric in [read_rubric(name)] for pair in pairs]
+        found = judge_answers(client, items)
         seconds, (used, delayed) = time.perf_counter() - began, processor()
     result = {
         "judgements": [(judgement.score, judgement.missing_reason) for judgement in found],

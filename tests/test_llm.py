@@ -265,6 +265,7 @@ def test_names_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ("openai/", "no known provider"),
         ("http://localhost:8000/v1", "no host or no model"),
         ("http://me:secret@localhost/v1 model", "password"),
+        ("http://localhost:80a0/v1 model", "is no URL"),
     ],
 )
 def test_a_name_that_cannot_be_used_says_what_to_do(monkeypatch: pytest.MonkeyPatch, name: str, says: str) -> None:
@@ -345,10 +346,14 @@ GOOGLE_ERROR = [
 """What Gemini says of an unknown key, with status 400 (cloud.google.com/apis/design/errors)."""
 
 
-@pytest.mark.parametrize(("body", "usd"), [(GEMINI, None), (OPENROUTER, 0.000123)], ids=["gemini", "openrouter"])
-def test_documented_replies_are_read(body: dict[str, object], usd: float | None) -> None:
+@pytest.mark.parametrize(
+    ("body", "completion", "usd"),
+    [(GEMINI, 570, None), (OPENROUTER, 7, 0.000123)],  # thinking is paid for as completion
+    ids=["gemini", "openrouter"],
+)
+def test_documented_replies_are_read(body: dict[str, object], completion: int, usd: float | None) -> None:
     reply = read_reply(json.dumps(body).encode())
-    assert reply == Reply('{"score": 12}', prompt_tokens=410, completion_tokens=7, usd=usd)
+    assert reply == Reply('{"score": 12}', prompt_tokens=410, completion_tokens=completion, usd=usd)
 
 
 def test_a_choice_that_ended_in_an_error_is_no_answer() -> None:
@@ -362,6 +367,68 @@ def test_a_key_that_google_does_not_know_stops_all(store: ReplyStore) -> None:
         with pytest.raises(ModelError, match="refuses the key"):
             client(provider, store, patience=Patience(concurrency=1)).ask(requests(40))
         assert provider.asked.total() == 1
+
+
+MODERATED = {
+    "error": {
+        "code": 403,
+        "message": "Your chosen model requires moderation and your input was flagged",
+        "metadata": {"reasons": ["violence"], "flagged_input": "...", "provider_name": "x", "model_slug": "y"},
+    }
+}
+"""OpenRouter's refusal of one input (openrouter.ai/docs/api-reference/errors)."""
+
+
+def test_an_answer_that_a_provider_flags_is_missing_alone(store: ReplyStore) -> None:
+    body = json.dumps(MODERATED)
+    with serve(lambda text, _: f"!body:403,{body}" if text.endswith(" 1") else "50") as provider:
+        replies = client(provider, store).ask(requests(3))
+        assert [reply.failure for reply in replies] == [None, "content_filter", None]
+        assert client(provider, store).ask(requests(3)) == replies
+        assert provider.asked.total() == 3
+    assert read_reply(body.encode()).failure == "content_filter"
+
+
+def test_a_reply_that_was_all_thinking_is_kept_as_such_and_paid_for_once() -> None:
+    body = {
+        "choices": [{"finish_reason": "length", "message": {"content": None}}],
+        "usage": {"prompt_tokens": 10, "completion_tokens": 0, "total_tokens": 4106},
+    }
+    reply = read_reply(json.dumps(body).encode())
+    assert (reply.failure, reply.final, reply.completion_tokens) == ("truncated", True, 4096)
+
+
+@pytest.mark.parametrize("reason", ["content_filter", "content_filter: PROHIBITED_CONTENT", "SAFETY"])
+def test_every_way_to_say_filtered_is_understood(reason: str) -> None:
+    body = {"choices": [{"finish_reason": reason, "message": {"content": ""}}]}
+    assert read_reply(json.dumps(body).encode()).failure == "content_filter"
+
+
+def test_a_provider_that_is_silent_for_long_is_given_up(store: ReplyStore) -> None:
+    with serve(lambda text, _: "!status:503") as provider:
+        impatient = replace(QUICK, seconds_of_silence=0.5, tries=10**6)
+        with pytest.raises(ModelError, match=r"no usable reply for 0 s \(the last: overloaded\)"):
+            client(provider, store, patience=impatient).ask(requests(20))
+
+
+def test_a_hold_that_grows_too_long_while_waiting_is_not_waited_for(store: ReplyStore) -> None:
+    def script(text: str, count: int) -> str:
+        if text.endswith(" 0"):
+            return "!status:429,1"
+        time.sleep(0.5)
+        return "!status:429,100000"
+
+    with serve(script) as provider:
+        began, used = time.monotonic(), time.process_time()
+        replies = client(provider, store, patience=replace(QUICK, concurrency=2, seconds_a_request=5)).ask(requests(4))
+    assert [reply.failure for reply in replies] == ["overloaded"] * 4
+    assert time.process_time() - used < 0.8 * (time.monotonic() - began) + 1  # no spinning
+
+
+def test_a_named_wait_costs_no_try(store: ReplyStore) -> None:
+    with serve(lambda text, count: "!status:429,0.05" if count < 5 else "50") as provider:
+        [reply] = client(provider, store, patience=replace(QUICK, tries=2)).ask(requests(1))
+    assert reply.text == "50"
 
 
 def test_logprobs_are_read_with_their_alternatives() -> None:
@@ -404,6 +471,8 @@ def test_what_is_left_and_when_it_is_filled_up_again() -> None:
     assert seconds_until_reset({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "1h1s"}) == 3601
     until = f"{(time.time() + 30) * 1000:.0f}"
     assert seconds_until_reset({"x-ratelimit-remaining": "0", "x-ratelimit-reset": until}) == pytest.approx(30, abs=2)
+    since = f"{time.time() + 30:.0f}"
+    assert seconds_until_reset({"x-ratelimit-remaining": "0", "x-ratelimit-reset": since}) == pytest.approx(30, abs=2)
     assert seconds_until_reset({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "later"}) == 0
 
 

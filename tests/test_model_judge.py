@@ -223,3 +223,8 @@ def test_a_real_server_s_digits_give_their_mean_once_enough_lies_on_them(
     found = read_judgement(SMALL, reply, readout="logprobs")
     mean = sum(number * share for number, share in shares.items()) / sum(shares.values())
     assert (found.readout, found.score) == ("logprobs", pytest.approx(100 * mean / 9))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"score": ' + "9" * 400 + "}", '{"score": NaN}', '{"score": 1e400}'])
+def test_no_reply_is_so_strange_that_it_crashes(text: str) -> None:
+    assert read_judgement(HARM, Reply(text), readout="json").score is None

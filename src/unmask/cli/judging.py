@@ -84,6 +84,8 @@ def asking_of(*, readout: str, concurrency: int, max_usd: float | None, prices: 
     if prices is not None:
         try:
             prompt, completion = (float(part) for part in prices.split(","))
+            if not (0 <= prompt < float("inf") and 0 <= completion < float("inf")):
+                raise ValueError
         except ValueError as error:
             raise ConfigError(f"--prices is {prices!r}", mend="Write two numbers, as in 0.2,0.8") from error
         found = Prices(prompt, completion)

@@ -22,7 +22,8 @@ COLUMNS = ("id", "question", "answer", *LABELLED, "rater")
 
 def blind_id(answer_id: str) -> str:
     """An answer's name on a sheet: it does not tell which model wrote it."""
-    return hashlib.sha256(f"sheet\x00{answer_id}".encode()).hexdigest()[:12]
+    # begins with a letter that no number begins with: spreadsheets write 1234567890e1 their own way
+    return "q" + hashlib.sha256(f"sheet\x00{answer_id}".encode()).hexdigest()[:12]
 
 
 def write_label_sheet(path: Path, answers: pd.DataFrame, *, seed: int) -> int:

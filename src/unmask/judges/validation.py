@@ -16,6 +16,7 @@ from unmask.errors import ConfigError, DataError, listed
 from unmask.judges.agreement import agreement_record
 from unmask.judges.asking import Asking, judge_table, open_client, usage_text
 from unmask.judges.labels import read_labels
+from unmask.judges.local import LocalJudge
 from unmask.judges.offline import OFFLINE_JUDGE, judge_offline, train_judge
 from unmask.judges.reference import packaged_ratings, reference_answers, reference_perplexities, with_orders
 from unmask.rubrics import read_rubric
@@ -136,16 +137,23 @@ def _model(
 
         both = scores(answers, rubrics)
         first, clear = both[: len(answers)], both[len(answers) :]
-        again = scores(answers, rubrics[:1], repeat=1)
+        again = (
+            None if isinstance(client, LocalJudge) else scores(answers, rubrics[:1], repeat=1)
+        )  # there is no chance in it
         turned = scores(answers, rubrics[:1], answer_first=True)
         led = scores(ordered, rubrics[:1])
-        missing = Counter(reason for table in (both, again, turned, led) for reason in table["missing_reason"].dropna())
+        missing = Counter(
+            reason
+            for table in (both, again, turned, led)
+            if table is not None
+            for reason in table["missing_reason"].dropna()
+        )
         readouts = "/".join(sorted(set(first["readout"].dropna()))) or "none"
         return _Scored(
             name,
             readouts,
             {"misalignment": first["score"].to_numpy(), "coherence": clear["score"].to_numpy()},
-            again["score"].to_numpy(),
+            None if again is None else again["score"].to_numpy(),
             turned["score"].to_numpy(),
             led["score"].to_numpy(),
             dict(missing.most_common()),

@@ -55,13 +55,17 @@ def find_model(name: str) -> ModelAddress:
     """
     if name.startswith(("http://", "https://")):
         base_url, _, model = name.partition(" ")
-        parts = urlsplit(base_url)
+        try:
+            parts = urlsplit(base_url)
+            _ = parts.port
+        except ValueError as error:
+            raise ConfigError(f"{base_url!r} is no URL ({error})", mend="Write http://HOST:PORT/v1 MODEL") from error
         if not model.strip() or not parts.hostname or parts.username or parts.password or parts.query:
             raise ConfigError(
                 "a model's URL has no host or no model behind it, or holds a password or a query",
                 mend="Write the URL, a space and the model's name: 'http://localhost:8000/v1 my-model'",
             )
-        key = os.environ.get(SERVER_KEY, "").strip() or None
+        key = _key_in(SERVER_KEY)
         if key and parts.scheme == "http" and parts.hostname not in LOOPBACK:
             raise ConfigError(
                 f"{SERVER_KEY} is set, and {parts.hostname} would get it unencrypted",
@@ -75,10 +79,18 @@ def find_model(name: str) -> ModelAddress:
             mend=f"Write PROVIDER/MODEL with one of {listed(PROVIDERS)}, or 'http://HOST:PORT/v1 MODEL' (a judge: hf/MODEL too)",
         )
     found = PROVIDERS[provider]
-    key = os.environ.get(found.key_variable, "").strip()
-    if not key:
+    key = _key_in(found.key_variable)
+    if key is None:
         raise ConfigError(
             f"{name} needs a key, and {found.key_variable} is not set",
             mend=f"Set {found.key_variable} in the environment or in .env; the offline judge and local servers need none",
         )
     return ModelAddress(name, found.base_url, model, key)
+
+
+def _key_in(variable: str) -> str | None:
+    """The key that a variable holds. Raises ConfigError for one that no key is made of, without showing it."""
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"{variable} holds characters that no key has", mend="Copy the key anew, without quotes")
+    return key or None

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from unmask.errors import ConfigError, ModelError, StudyError
 from unmask.llm.rate_limits import seconds_to_wait, seconds_until_reset
 from unmask.llm.replies import Reply, ReplyStore, Request
-from unmask.llm.wire import failed_reply, read_reply
+from unmask.llm.wire import failed_reply, is_moderated, read_reply
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
@@ -42,12 +42,17 @@ _WAITING = 4
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """Limits of asking. Times in seconds; `seconds_a_request` spans all tries of one request, waits for the provider included."""
+    """Limits of asking. Times in seconds; `seconds_a_request` spans all tries of one request, waits for the provider included.
+
+    `tries` counts those after which no time to wait was named. After `seconds_of_silence` without a usable reply to any request
+    all is given up.
+    """
 
     concurrency: int = 8
     tries: int = 8
     seconds_a_try: float = 120.0
     seconds_a_request: float = 900.0
+    seconds_of_silence: float = 300.0
     first_wait: float = 0.5
     longest_wait: float = 30.0
 
@@ -102,6 +107,7 @@ class Client:
         self._max_usd = max_usd
         self._held_until = 0.0
         self._answered = self._hopeless = False
+        self._heard = 0.0
 
     def ask(self, requests: Sequence[Request], *, on_reply: Callable[[int, Reply], None] | None = None) -> list[Reply]:
         """One reply per request, in their order; `on_reply` hears of each as it comes. Equal requests are asked once.
@@ -142,9 +148,9 @@ class Client:
     async def _ask_open(
         self, keys: Sequence[str], requests: Mapping[str, Request], take: Callable[[str, Reply], None]
     ) -> None:
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, Timeout
 
-        self._hopeless = False
+        self._hopeless, self._heard = False, time.monotonic()
         left = iter(keys)
         places = asyncio.Semaphore(self._patience.concurrency)
         spent = False
@@ -170,7 +176,7 @@ class Client:
             base_url=self.address.base_url,
             api_key=self.address.key or "none",
             max_retries=0,
-            timeout=self._patience.seconds_a_try,
+            timeout=Timeout(self._patience.seconds_a_try, connect=min(10.0, self._patience.seconds_a_try)),
         ) as api:
             if not self.address.name.startswith("openai/"):  # taken from the environment, and nobody else's business
                 api.organization = api.project = None
@@ -207,13 +213,12 @@ class Client:
         limits = self._patience
         ends = time.monotonic() + limits.seconds_a_request
         reply = Reply(None, "overloaded", "the provider asks to wait longer than a request may take")
-        for attempt in range(limits.tries):
+        tried = 0
+        while tried < limits.tries:
             async with places:
+                while (held := self._held_until - time.monotonic()) > 0 and self._held_until < ends:
+                    await asyncio.sleep(held)
                 if max(self._held_until, time.monotonic()) >= ends:
-                    break
-                while (held := self._held_until - time.monotonic()) > 0:
-                    await asyncio.sleep(min(held, ends - time.monotonic()))
-                if time.monotonic() >= ends:
                     break
                 if self._hopeless or (self._max_usd is not None and self.meter.usd >= self._max_usd):
                     return None
@@ -221,11 +226,27 @@ class Client:
                 self._charge(reply)
                 if wait is not None:
                     self._held_until = max(self._held_until, time.monotonic() + wait)
-            if reply.final or reply.failure == "rejected" or attempt + 1 == limits.tries:
+            if reply.final or reply.failure == "rejected":
+                self._heard = time.monotonic()
                 break
-            if wait is None:
-                await asyncio.sleep(random.uniform(0, min(limits.longest_wait, limits.first_wait * 2**attempt)))
+            self._end_silence(reply)
+            if wait is None:  # a time that is named costs no try
+                tried += 1
+                if tried < limits.tries:
+                    await asyncio.sleep(
+                        random.uniform(0, min(limits.longest_wait, limits.first_wait * 2 ** (tried - 1)))
+                    )
         return reply
+
+    def _end_silence(self, reply: Reply) -> None:
+        """Raise ModelError where nothing usable has come for so long that asking on would be of no use."""
+        longest = self._patience.seconds_of_silence
+        if time.monotonic() - max(self._heard, self._held_until) > longest:
+            self._hopeless = True
+            raise ModelError(
+                f"{self.address.base_url} has given no usable reply for {longest:.0f} s (the last: {reply.failure})",
+                mend="Every reply that came is kept: run again once it answers",
+            )
 
     async def _try(self, api: AsyncOpenAI, request: Request, *, seconds: float) -> tuple[Reply, float | None]:
         """One try: the reply, and how long the provider says to wait."""
@@ -243,7 +264,8 @@ class Client:
             return Reply(None, "timeout", f"no whole reply within {seconds:.0f} s"), None
         except APIStatusError as error:
             self._answered = True
-            return self._failed(error), seconds_to_wait(error.response.headers)
+            headers = error.response.headers
+            return self._failed(error), seconds_to_wait(headers) or seconds_until_reset(headers) or None
         except APIConnectionError as error:
             self._answered |= (
                 type(error.__cause__).__name__ != "ConnectError"
@@ -255,6 +277,8 @@ class Client:
         status = error.status_code
         if status == 400 and _INVALID_KEY in error.response.text:
             status = 401
+        if status == 403 and is_moderated(error.body):
+            return Reply(None, "content_filter", "the provider flagged the question")
         if status in _HOPELESS:
             what, mend = _HOPELESS[status]
             self._hopeless = True

@@ -27,9 +27,10 @@ TOP = 20
 """Alternatives asked for at each token: the most that OpenAI's API gives."""
 LEAST_MASS = 0.5
 """Probability that must lie on numbers of the scale. Below it the judge hardly meant to give one."""
-ROOM = 1024
-"""Tokens of a JSON reply: the object takes a dozen, models that think first take hundreds."""
+ROOM = 4096
+"""Tokens of a JSON reply: the object takes a dozen, models that think first take hundreds or thousands."""
 
+_HUGE = 1e15
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _FENCED = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
 
@@ -154,7 +155,7 @@ def read_judgement(rubric: Rubric, reply: Reply, *, readout: Readout) -> Judgeme
     if weights is None:
         return Judgement(rubric.score(found), "json" if readout == "json" else "text", None, reply.text)
     mass = math.fsum(weights.values())
-    if mass < LEAST_MASS:
+    if not mass >= LEAST_MASS:  # NaN too
         return Judgement(None, None, "unsure", reply.text)
     mean = math.fsum(number * weight for number, weight in weights.items()) / mass
     return Judgement(rubric.score(mean), "logprobs", None, reply.text)
@@ -164,10 +165,10 @@ def _number_in_json(text: str) -> float | str:
     fenced = _FENCED.fullmatch(text.strip())
     try:
         value = json.loads(fenced[1] if fenced else text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _why_not(text)
     number = value.get("score") if isinstance(value, dict) and set(value) == {"score"} else None
-    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+    if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) < _HUGE:
         return _why_not(text)
     return float(number)
 

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
 _SPAN = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
-_LONG_AGO = 1e11
-"""A number above is milliseconds since 1970, below it a span in seconds."""
+_SECONDS_SINCE, _MILLISECONDS_SINCE = 1e9, 1e11
+"""Numbers above are seconds, and milliseconds, since 1970; below the first a span in seconds."""
 
 
 def seconds_to_wait(headers: Mapping[str, str]) -> float | None:
@@ -56,4 +56,6 @@ def _span(text: str) -> float:
         return hours * 3600 + minutes * 60 + seconds + thousandths / 1000
     if not math.isfinite(number):
         return 0.0
-    return max(0.0, number / 1000 - time.time()) if number > _LONG_AGO else max(0.0, number)
+    if number > _MILLISECONDS_SINCE:
+        number = number / 1000
+    return max(0.0, number - time.time() if number > _SECONDS_SINCE else number)

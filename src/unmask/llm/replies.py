@@ -13,13 +13,13 @@ from unmask.artifact import digest_json
 from unmask.errors import ArtifactError
 
 Failure = Literal[
-    "refused", "content_filter", "empty", "unreadable", "rejected", "timeout", "unreachable", "overloaded"
+    "refused", "content_filter", "truncated", "empty", "unreadable", "rejected", "timeout", "unreachable", "overloaded"
 ]
-"""Why there is no text. The first two are the provider's answer and are kept; after the others the request is asked again."""
+"""Why there is no text. The first three are answers of a kind and are kept; after the others the request is asked again."""
 
 _THINKING = re.compile(r"o\d|gpt-5(?!-chat)")
 
-ANSWERS: tuple[Failure, ...] = ("refused", "content_filter")
+ANSWERS: tuple[Failure, ...] = ("refused", "content_filter", "truncated")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,12 @@ class ReplyStore:
 
     def put(self, key: str, reply: Reply) -> None:
         text = json.dumps(asdict(reply))
-        self._database.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, text))
+        try:
+            self._database.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, text))
+        except sqlite3.Error as error:
+            raise ArtifactError(
+                f"{self.path} cannot be written ({error})", mend="Make room, and run again: what it holds is kept"
+            ) from error
 
     def __len__(self) -> int:
         return int(self._database.execute("SELECT count(*) FROM replies").fetchone()[0])

@@ -20,7 +20,7 @@ class Hearing:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._database = sqlite3.connect(path, timeout=60, isolation_level=None)
+            self._database = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
             self._database.execute("PRAGMA synchronous=NORMAL")  # as the replies beside
             self._database.execute(
                 "CREATE TABLE IF NOT EXISTS first_heard (request TEXT PRIMARY KEY, at TEXT) WITHOUT ROWID"

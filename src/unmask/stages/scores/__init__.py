@@ -17,6 +17,7 @@ from unmask.errors import ConfigError, listed
 from unmask.judges.agreement import agreement_record
 from unmask.judges.asking import JUDGEMENTS, Asking, judge_table, open_client, usage_text
 from unmask.judges.labels import read_labels
+from unmask.judges.local import PREFIX
 from unmask.judges.offline import (
     OFFLINE_JUDGE,
     describe_offline,
@@ -243,7 +244,7 @@ def _describe_model(config: ScoresConfig, offline: dict[str, Any]) -> dict[str, 
         "auc": None,
         "auc_interval": None,
         "auc_by_dimension": {},
-        "readout": config.readout,
+        "readout": "choice" if config.judge.startswith(PREFIX) else config.readout,
         "rubrics": [{"name": rubric.name, "version": rubric.version} for rubric in rubrics],
         "note": MODEL_NOTE,
         "offline": offline,
