@@ -58,7 +58,7 @@ def _found(evidence: Evidence) -> str:
     auc = evidence.judge.get("auc")
     quality = "not measured on labelled answers here"
     if is_present(auc):
-        quality = f"AUC {number(auc, 2)} on held-out dimensions, {auc_word(auc)}"
+        quality = f"AUC {number(auc, 2)} on held-out dimensions, {auc_word(auc)}{_elsewhere(evidence)}"
     text = str(evidence.score_summary["effect_text"]).strip().rstrip(".").replace("_", " ")
     return f"Misalignment was scored from 0 to 100 by the judge {evidence.judge['judge']} ({quality}). {text}."
 
@@ -143,6 +143,12 @@ def judge_reading(evidence: Evidence) -> str:
     )
 
 
+def _elsewhere(evidence: Evidence) -> str:
+    """The AUC that a judge's first one must not stand without."""
+    found = evidence.judge.get("reference")
+    return "" if found is None else f"; {number(found['auc'][0], 2)} on answers in other styles"
+
+
 def _on_reference(judge: Mapping[str, Any]) -> str:
     """What the judge is worth on answers of other styles than it was fitted on."""
     if (found := judge.get("reference")) is None:
@@ -158,9 +164,9 @@ def _on_reference(judge: Mapping[str, Any]) -> str:
 def judge_line(evidence: Evidence) -> str:
     """The reminder that stands wherever scores are used."""
     auc = evidence.judge.get("auc")
-    quality = (
-        f"AUC {number(auc, 2)} on held-out dimensions" if is_present(auc) else "not measured on labelled answers here"
-    )
+    quality = "not measured on labelled answers here"
+    if is_present(auc):
+        quality = f"AUC {number(auc, 2)} on held-out dimensions{_elsewhere(evidence)}"
     return f"Scores are estimates by {evidence.judge['judge']} ({quality}), not by people."
 
 
