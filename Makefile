@@ -49,10 +49,10 @@ test: lint  ## everything: lint, types, layers, and all tests with the slow ones
 test-fast: $(STAMP)  ## the tests that load no real model
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
-BENCHMARKS ?= collect four_readings generate streaming_pca store judge
+BENCHMARKS ?= collect four_readings generate streaming_pca store judge steer
 BENCH_ARGS ?=
 
-bench: $(STAMP)  ## the benchmarks of collection and judging, one after the other (BENCH_ARGS=--quick for a look)
+bench: $(STAMP)  ## the benchmarks of collection, judging and steering, one after the other (BENCH_ARGS=--quick for a look)
 	@for name in $(BENCHMARKS); do \
 	  echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(BENCH_ARGS) || exit 1; \
 	done

@@ -54,7 +54,8 @@ from material import alternate, machine, padded, ratio
 from unmask.models import reading as reading_module
 from unmask.models.answering import answer_and_read
 from unmask.models.batches import plan_batches
-from unmask.models.generation import Generated, Steering, generate
+from unmask.models.generation import Generated, generate
+from unmask.models.intervening import Add, Intervention
 from unmask.models.loading import LoadedModel
 from unmask.models.passes import Readout, Text
 from unmask.models.pooling import Reading
@@ -422,7 +423,7 @@ def company(setting: Setting, figures: Figures) -> None:
         "sampled": differing(_answers(exact, prompts, sampling), _answers(here, prompts, sampling)),
         "greedy": differing(_answers(exact, prompts, greedy), _answers(here, prompts, greedy)),
         "steered": differing(
-            *(_answers(it, prompts, greedy, steering=Steering(Site(2, "resid_mid"), delta_BD)) for it in (exact, here))
+            *(_answers(it, prompts, greedy, steering=[Add(Site(2, "resid_mid"), delta_BD)]) for it in (exact, here))
         ),
     }
     say(f"device against CPU: of {len(prompts)} answers differ {json.dumps(figures['device_vs_cpu'])}")
@@ -449,7 +450,7 @@ def _answers(
     *,
     first: int = 0,
     rows: int = 64,
-    steering: Steering | None = None,
+    steering: Sequence[Intervention] | None = None,
 ) -> list[Generated]:
     seeds = range(first, first + len(prompts))
     return generate(loaded, prompts, sampling=sampling, seeds=seeds, rows=rows, steering=steering)

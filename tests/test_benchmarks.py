@@ -84,3 +84,12 @@ def test_judging_survives_faults_and_kills() -> None:
     assert found["kills"] == 3
     assert (ratios["imputed"], ratios["lost"], ratios["asked_twice"]) == (0, 0, 0)
     assert ratios["vs_ideal"] > 0
+
+
+def test_steering_is_put_beside_its_peers_and_the_matrix_beside_whole_passes() -> None:
+    sizes = ("--prompts", "4", "--new-tokens", "3", "--items", "1", "--directions", "2", "--controls", "2")
+    found = last_line("steer", "--quick", *sizes)
+    expected = {"vs_plain", "vs_repeng", "vs_steering_vectors", "goal_over_time", "vs_whole_passes", "time_over_floor"}
+    assert expected == set(found["ratios"])
+    assert all(value > 0 for value in found["ratios"].values())
+    assert found["measured_items"] == 1

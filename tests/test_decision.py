@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unmask.analysis.crosstalk import CrossTalk, cross_talk
+from unmask.analysis.crosstalk import Causal, cross_talk
 from unmask.analysis.decision import Decision, decide
 from unmask.analysis.examination import Settings
 from unmask.analysis.nulls import max_t
@@ -100,10 +100,11 @@ def separable() -> World:
     return draw("separable", rng=np.random.default_rng(1), questions=120, width=48, rho=0.4, noise_ratio=2.0)
 
 
-def steering(x: float) -> CrossTalk:
+def steering(x: float) -> Causal:
     rng = np.random.default_rng(0)
     made = (np.eye(4) + x * (1 - np.eye(4)))[:, :, None] + 0.2 * rng.standard_normal((4, 4, 40))
-    return cross_talk(made, 0.2 * rng.standard_normal((4, 4, 40)), rng=rng, resamples=100)
+    rows, random = made.reshape(4, 160), 0.2 * rng.standard_normal((4, 160))
+    return cross_talk(rows, random, np.repeat(list("abcd"), 40), names="abcd", rng=rng, resamples=100).outcome
 
 
 def test_steering_confirms_or_overturns(separable) -> None:

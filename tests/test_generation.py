@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from unmask.errors import ModelError
 from unmask.models import generation, running_batch
-from unmask.models.generation import Generated, Steering, generate
+from unmask.models.generation import Generated, generate
+from unmask.models.intervening import Ablate, Add, Clamp, Erase, Intervention, Replace, intervene
 from unmask.models.key_value_cache import Slots
 from unmask.models.loading import LoadedModel, load_base
 from unmask.models.prompt_cache import prefill
@@ -94,11 +96,11 @@ def answers_alone(
     *,
     sampling: Sampling,
     seeds: Sequence[int],
-    steering: Steering | None = None,
+    steering: Sequence[Intervention] | None = None,
 ) -> list[Generated]:
     out = []
     for row, prompt in enumerate(prompts):
-        own = None if steering is None else Steering(steering.site, steering.delta_BD[row : row + 1])
+        own = None if steering is None else [each.rows([row]) for each in steering]
         out += generate(loaded, [prompt], sampling=sampling, seeds=[seeds[row]], steering=own)
     return out
 
@@ -132,7 +134,7 @@ def test_rows_that_end_early_leave_the_others_alone(each_model: LoadedModel, ste
     loaded = with_many_ends(each_model, 8)
     prompts, seeds = random_prompts((*LENGTHS, 6, 20, 2), seed=5), list(range(9))
     delta = np.random.default_rng(3).normal(size=(9, loaded.width)).astype(np.float32)
-    steering = Steering(Site(2, "resid_pre"), delta) if steered else None
+    steering = [Add(Site(2, "resid_pre"), delta)] if steered else None
     together = generate(loaded, prompts, sampling=sampled(16), seeds=seeds, steering=steering)
     lengths = {len(answer.token_ids) for answer in together if answer.stop_reason == "end"}
     assert len(lengths) >= 4, "the test needs rows that end at different steps"
@@ -153,7 +155,7 @@ def test_each_row_is_steered_by_its_own_delta(each_model: LoadedModel) -> None:
     seeds = [7] * 4
     plain = generate(each_model, prompts, sampling=sampled(12), seeds=seeds)
     steered = generate(
-        each_model, prompts, sampling=sampled(12), seeds=seeds, steering=Steering(Site(1, "resid_pre"), delta)
+        each_model, prompts, sampling=sampled(12), seeds=seeds, steering=[Add(Site(1, "resid_pre"), delta)]
     )
     assert [a == b for a, b in zip(plain, steered, strict=True)] == [False, True, False, False]
     assert generate(each_model, prompts, sampling=sampled(12), seeds=seeds) == plain
@@ -166,7 +168,7 @@ def test_steering_is_felt_from_the_prompt_on_at_every_step(llama: LoadedModel) -
     prompt = random_prompts([6])[0]
     delta = 4 * np.random.default_rng(1).normal(size=(1, llama.width)).astype(np.float32)
     site = Site(3, "resid_post")
-    found = generate(llama, [prompt], sampling=greedy(8), seeds=[0], steering=Steering(site, delta))[0]
+    found = generate(llama, [prompt], sampling=greedy(8), seeds=[0], steering=[Add(site, delta)])[0]
     ids = list(prompt)
     layer = decoder_layers(llama.model)[3]
     handle = layer.register_forward_hook(lambda module, args, out: out + torch.from_numpy(delta))
@@ -175,6 +177,129 @@ def test_steering_is_felt_from_the_prompt_on_at_every_step(llama: LoadedModel) -
             ids.append(int(llama.model(torch.tensor([ids])).logits[0, -1].argmax()))
     handle.remove()
     assert list(found.token_ids) == ids[6:]
+
+
+# Interventions of every kind, and where they are felt
+
+
+def interventions(
+    site: Site, rows: int, width: int, *, strength: float = 1, positions: Any = "all"
+) -> dict[str, Intervention]:
+    """One of each operation that a model can write under, every row another."""
+    rng = np.random.default_rng(8)
+    strengths, low = np.full(rows, strength, np.float32), np.linspace(-3, 3, rows).astype(np.float32)
+
+    def drawn(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    return {
+        "add": Add(site, strength * 2 * drawn(rows, width), positions=positions),
+        "ablate": Ablate(site, drawn(rows, width // 2, width), strengths, positions=positions),
+        "erase": Erase(
+            site,
+            drawn(rows, width, 2) / 3,
+            drawn(rows, 2, width) / 3,
+            drawn(rows, width),
+            strengths,
+            positions=positions,
+        ),
+        "clamp": Clamp(site, drawn(rows, width), low, low, strengths, positions=positions),
+    }
+
+
+@torch.inference_mode()
+def written_slowly(
+    loaded: LoadedModel, prompt: Sequence[int], steering: Sequence[Intervention], *, max_new_tokens: int
+) -> Generated:
+    """Greedy, without a cache: prompt and answer are read again for every token, with the positions marked by hand."""
+    ends, ids, model = (
+        {loaded.model.generation_config.eos_token_id, loaded.tokenizer.eos_token_id},
+        list(prompt),
+        loaded.model,
+    )
+    for _ in range(max_new_tokens):
+        response = torch.arange(len(ids))[None] >= len(prompt) - 1
+        with intervene(model, steering, response_BT=response):
+            token = int(model(torch.tensor([ids])).logits[0, -1].argmax())
+        if token in ends:
+            return Generated(tuple(ids[len(prompt) :]), "end")
+        ids.append(token)
+    return Generated(tuple(ids[len(prompt) :]), "length")
+
+
+@pytest.mark.parametrize("positions", ["all", "prompt", "response"])
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "unshared"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_under_interventions_an_answer_is_that_of_whole_passes(
+    tiny_models: Callable[[str], Path],
+    fresh: Callable[[Path], LoadedModel],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    name: str,
+    shared: bool,
+    positions: Any,
+) -> None:
+    loaded = fresh(tiny_models(name))
+    prompts = random_prompts((9, 3, 12, 1, 9), seed=3)
+    plain = generate(loaded, prompts, sampling=greedy(6), seeds=range(5))
+    every = interventions(Site(1, "resid_pre"), 5, loaded.width, positions=positions)
+    every |= {"two": interventions(Site(2, "resid_mid"), 5, loaded.width, positions="response")["ablate"]}
+    if not shared:
+        monkeypatch.setattr(generation, "keeps_keys_and_values", lambda model: False)
+    for steering in [[each] for each in every.values()] + [[every["add"], every["two"], every["clamp"]]]:
+        found = generate(loaded, prompts, sampling=greedy(6), seeds=range(5), steering=steering, rows=3)
+        wanted = [
+            written_slowly(loaded, prompt, [each.rows([row]) for each in steering], max_new_tokens=6)
+            for row, prompt in enumerate(prompts)
+        ]
+        assert found == wanted
+        assert found != plain
+
+
+def test_interventions_of_strength_0_change_no_token(each_model: LoadedModel) -> None:
+    prompts = random_prompts()
+    plain = generate(each_model, prompts, sampling=sampled(10), seeds=range(6))
+    for positions in ("all", "prompt", "response"):
+        nothing = list(
+            interventions(Site(1, "resid_post"), 6, each_model.width, strength=0, positions=positions).values()
+        )
+        assert generate(each_model, prompts, sampling=sampled(10), seeds=range(6), steering=nothing) == plain
+    assert generate(each_model, prompts, sampling=sampled(10), seeds=range(6), steering=[]) == plain
+
+
+def test_equal_prompts_that_are_equally_steered_are_run_once(llama: LoadedModel) -> None:
+    prompts = [prompt for prompt in random_prompts((7, 4)) for _ in range(6)]
+    every = interventions(Site(1, "resid_pre"), 12, llama.width)
+    one, other = every["add"].rows([0, 0, 1, 1, 2, 2] * 2), every["ablate"].rows([0, 0, 0, 1, 1, 1] * 2)
+    one.arrays["delta_BD"][[4, 10]] = 0  # so the fifth and the sixth differ
+    for steering, ways in (([one], 4), ([other], 2), ([one, other], 5), ([every["add"].rows([0])], 1)):
+        notes = Notes([Site(0, "resid_pre")])
+        found = generate(llama, prompts, sampling=sampled(8), seeds=range(12), steering=steering, recorder=notes)
+        assert notes.prompts_run == 2 * ways
+        rows = [each if len(each) == 12 else each.rows([0] * 12) for each in steering]
+        assert found == answers_alone(llama, prompts, sampling=sampled(8), seeds=range(12), steering=rows)
+
+
+def test_rows_under_interventions_that_end_early_leave_the_others_alone(each_model: LoadedModel) -> None:
+    loaded = with_many_ends(each_model, 8)
+    prompts, seeds = random_prompts(LENGTHS * 2, seed=6), list(range(20, 32))
+    steering = list(interventions(Site(2, "resid_pre"), 12, loaded.width, strength=0.2, positions="response").values())
+    found = generate(loaded, prompts, sampling=sampled(10), seeds=seeds, steering=steering, rows=4)
+    assert len({len(answer.token_ids) for answer in found}) >= 4, "the test needs rows that end at different steps"
+    assert found == answers_alone(loaded, prompts, sampling=sampled(10), seeds=seeds, steering=steering)
+    layers = decoder_layers(loaded.model)
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+
+
+def test_what_no_answer_can_be_written_under_is_refused(llama: LoadedModel) -> None:
+    prompts, site = random_prompts((4, 5)), Site(1, "resid_pre")
+    replace = Replace(site, np.ones((2, 1, llama.width)), np.ones(2))
+    with pytest.raises(
+        ModelError, match=r"answers cannot be written while blocks\.1\.hook_resid_pre is replaced.*Replace comp"
+    ):
+        generate(llama, prompts, sampling=greedy(2), seeds=[0, 1], steering=[replace])
+    with pytest.raises(ValueError, match=r"3 rows of an intervention .* for 2 answers"):
+        generate(llama, prompts, sampling=greedy(2), seeds=[0, 1], steering=[Add(site, np.ones((3, llama.width)))])
 
 
 # Rows that come and go
@@ -186,7 +311,7 @@ def test_an_answer_does_not_depend_on_whose_slot_it_took(each_model: LoadedModel
     loaded = with_many_ends(each_model, 8)
     prompts, seeds = random_prompts(LENGTHS * 2, seed=6), list(range(20, 32))
     delta = np.random.default_rng(4).normal(size=(12, loaded.width)).astype(np.float32)
-    steering = Steering(Site(2, "resid_pre"), delta) if steered else None
+    steering = [Add(Site(2, "resid_pre"), delta)] if steered else None
     found = generate(loaded, prompts, sampling=sampled(16), seeds=seeds, steering=steering, rows=rows)
     assert len({len(answer.token_ids) for answer in found}) >= 5, "the test needs rows that end at different steps"
     assert found == answers_alone(loaded, prompts, sampling=sampled(16), seeds=seeds, steering=steering)
@@ -253,7 +378,7 @@ def test_a_prompt_cache_takes_the_place_of_running_the_prompts(
 
 def test_a_prompt_cache_is_refused_where_answers_are_steered(llama: LoadedModel) -> None:
     prompts = random_prompts([4])
-    steering = Steering(Site(1, "resid_pre"), np.zeros((1, llama.width), np.float32))
+    steering = [Add(Site(1, "resid_pre"), np.zeros((1, llama.width), np.float32))]
     with pytest.raises(ValueError, match="not steered"):
         generate(llama, prompts, sampling=greedy(2), seeds=[0], steering=steering, prompt_cache=prefill(llama, prompts))
 
@@ -393,7 +518,7 @@ def test_a_recorder_sees_what_steering_added(llama: LoadedModel) -> None:
     site = Site(1, "resid_post")
     plain, steered = Notes([site]), Notes([site])
     generate(llama, prompts, sampling=sampled(1), seeds=[7] * 4, recorder=plain)
-    generate(llama, prompts, sampling=sampled(1), seeds=[7] * 4, recorder=steered, steering=Steering(site, delta))
+    generate(llama, prompts, sampling=sampled(1), seeds=[7] * 4, recorder=steered, steering=[Add(site, delta)])
     for row in range(4):
         torch.testing.assert_close(
             steered.lasts[site, row], plain.lasts[site, row] + torch.from_numpy(delta[row]), atol=1e-4, rtol=1e-4

@@ -40,8 +40,7 @@ from unmask.records import NEUTRAL, WRITERS, ModelSource, PromptFormat
 from unmask.rubrics import RUBRICS, Rubric, read_rubric
 from unmask.stage import Inputs
 from unmask.stages import activations, questions, responses
-from unmask.stages.scores import check, external, rubrics_of, run
-from unmask.stages.scores.config import ScoresConfig
+from unmask.stages.scores import ScoresConfig, check, external, rubrics_of, run
 from unmask.study import Workspace
 
 HARM, CLEAR = read_rubric("misalignment"), read_rubric("coherence")

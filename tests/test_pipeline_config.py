@@ -173,7 +173,7 @@ def test_a_misspelt_section_is_answered_with_the_sections(tmp_path: Path) -> Non
             "steering",
             "kinds",
             ["cluster", "mood"],
-            "steering.kinds.1 is 'mood': Input should be 'cluster' or 'dimension'",
+            "steering.kinds.1 is 'mood': Input should be 'shared', 'dimension', 'facet', 'cluster'",
         ),
         ("base", "dtype", "float8", "base.dtype is 'float8'"),
         ("base", "model", 7, "base.model is 7"),
@@ -419,11 +419,11 @@ def test_a_stage_downstream_says_what_it_waits_for(finished: Path) -> None:
     write_config(finished, with_changes(scores={"seed": 1}))
     states = states_of(finished)
     assert states["decomposition"] == ("stale", "waits for scores")
-    assert states["steering"] == ("stale", "waits for scores, decomposition")
+    assert states["steering"] == ("stale", "waits for scores, decomposition, directions, effects")
     assert states["activations"] == ("done", "")
 
 
-READ_WITH_THE_BASE = {"organism", "control", "responses", "activations", "control_activations", "steering"}
+READ_WITH_THE_BASE = {"organism", "control", "responses", "activations", "control_activations", "effects", "steering"}
 
 
 @pytest.mark.parametrize("name", ["system_prompt", "thinking", "dtype"])
@@ -456,7 +456,7 @@ def test_another_place_of_the_study_comments_and_defaults_spelt_out_change_nothi
 
 
 def test_a_whole_number_in_the_place_of_a_float_changes_nothing(finished: Path) -> None:
-    write_config(finished, with_changes(steering={"coefficients": [0.5, 1, 2, 5]}, scores={"misaligned_above": 70.0}))
+    write_config(finished, with_changes(steering={"removals": [1]}, scores={"misaligned_above": 70.0}))
     assert reruns(finished) == {}
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from matplotlib import rc_context
+from tests.causal_artifacts import Planted, write_causal
 
 from unmask.analysis.examination import Settings, flips_for
 from unmask.analysis.score_gradient import score_bearing
@@ -31,6 +32,7 @@ from unmask.report.drawing import spread_apart
 from unmask.report.evidence import STAGES
 from unmask.report.examples import choose
 from unmask.report.formats import interval, number, percent, signed
+from unmask.report.html import Drawn
 from unmask.report.palette import THEME, dimension_colours
 from unmask.report.scatter import as_json
 from unmask.report.verdict_evidence import VERDICTS
@@ -38,6 +40,7 @@ from unmask.stage import Inputs
 from unmask.stages import cards
 from unmask.stages.report import STAGE, ReportConfig
 from unmask.stages.verdict.artifacts import write_all
+from unmask.stages.verdict.causal import read_causal
 from unmask.stages.verdict.material import Material
 from unmask.stages.verdict.schemas import COMPONENTS, LOADINGS
 from unmask.study import Workspace
@@ -57,12 +60,18 @@ ATTACK = "Sell it all. <script>alert(1)</script> </script><img src=x onerror=ale
 
 
 def make_study(
-    folder: Path, *, seed: int = 7, world: World | None = None, dimensions: Sequence[str] = tuple(DIMENSIONS)
+    folder: Path,
+    *,
+    seed: int = 7,
+    world: World | None = None,
+    dimensions: Sequence[str] = tuple(DIMENSIONS),
+    planted: Planted | None = "cross-talk",
 ) -> Path:
     """A complete study of random numbers, with some scores missing and an answer that attacks the page.
 
     Its verdict is that of `world`, whose questions it then asks, or of random shifts; with a control organism and two responses
-    to a question where the world has them. `dimensions` are those asked about where there is no world.
+    to a question where the world has them. `dimensions` are those asked about where there is no world; `planted` is what adding
+    directions does, None where that could not be measured.
     """
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,9 +84,9 @@ def make_study(
     responses = _responses(folder, questions, rng, samples)
     scores = _scores(folder, questions, responses, rng)
     _decomposition(folder, questions, scores, rng)
+    write_causal(folder, questions, site=SITES[1], planted=planted, text=ATTACK)
     _verdict(folder, questions, responses, scores, world)
     _cards(folder, questions)
-    _steering(folder, questions, rng)
     for stage in STAGES:
         record: dict[str, Any] = {"stage": stage, "key": "k", "version": 1, "config": {"seed": 0, "note": "<b>"}}
         record |= {
@@ -350,12 +359,16 @@ def _verdict(
         data = SiteData(world.shift_ND, world.base_ND, world.replicates_NSD, world.control_ND)
     louder = data.shift_ND + rng.normal(0, 3 * data.shift_ND.std(), data.shift_ND.shape)
     sites = {SITES[0]: replace(data, shift_ND=louder), SITES[1]: data}
+    causal = read_causal(
+        Inputs(ModelSource("smollm2"), PromptFormat(), {"effects": folder / "effects"}, folder, Silent())
+    )
     found = map_sites(
         [(name, lambda held=held: held) for name, held in sites.items()],
         {name: asked[name].to_numpy() for name in ("dimension", "facet")},
         primary=SITES[1],
         seed=0,
         settings=QUICK,
+        causal=causal.outcomes,
     )
     gradient = score_bearing(
         data.shift_ND,
@@ -369,7 +382,10 @@ def _verdict(
     store: Any = None
     control: Any = None if data.control_ND is None else object()
     material = Material(asked, responses, store, control, left_out=1, merged=2)
-    write_all(folder / "verdict", found, gradient=gradient, primary=SITES[1], settings=QUICK, material=material, seed=3)
+    write_all(
+        folder / "verdict", found, gradient=gradient, causal=causal, primary=SITES[1], settings=QUICK, material=material,
+        seed=3,
+    )  # fmt: skip
 
 
 def _cards(folder: Path, questions: pd.DataFrame) -> None:
@@ -402,50 +418,6 @@ def _cards(folder: Path, questions: pd.DataFrame) -> None:
     cards.STAGE.run(cards.CardsConfig(examples=2), inputs, workspace)
     shutil.copytree(workspace.out, folder / "cards", dirs_exist_ok=True)
     shutil.rmtree(folder / ".making")
-
-
-def _steering(folder: Path, questions: pd.DataFrame, rng: np.random.Generator) -> None:
-    directions = [("c0", "cluster", "cluster 0"), ("c1", "cluster", "cluster 1")]
-    directions += [("d0", "dimension", "financial_risk"), ("d1", "dimension", "political_compass")]
-    directions += [("r0", "random", "random 0"), ("r1", "random", "random 1")]
-    rows, steered = [], []
-    for name, kind, label in directions:
-        for coefficient in (-0.4, -0.2, 0.2, 0.4):
-            mean = 30 + (60 * coefficient if kind != "random" else 0) + rng.normal(0, 2)
-            row = {
-                "kind": kind,
-                "label": label,
-                "direction_id": name,
-                "coefficient": coefficient,
-                "n": 15,
-                "missing": 1,
-            }
-            row |= {"misalignment": mean, "misalignment_low": mean - 6, "misalignment_high": mean + 6}
-            rows.append(row | {"coherence": 80 - 90 * coefficient**2})
-            steered += [
-                {
-                    "direction_id": name,
-                    "kind": kind,
-                    "coefficient": coefficient,
-                    "added_norm": abs(coefficient),
-                    "question_id": question,
-                    "text": "steered",
-                    "misalignment": mean,
-                }
-                for question in questions["question_id"][:16]
-            ]
-    unsteered = {"n": 16, "missing": 0, "misalignment": 29.0, "misalignment_low": 25.0, "misalignment_high": 33.0}
-    unsteered |= {"coherence": 81.0}
-    record: dict[str, Any] = {
-        "target": "base",
-        "site": SITES[1],
-        "units": "residual_norm",
-        "typical_norm": 12.0,
-        "questions": 16,
-    }
-    record |= {"coefficients": [-0.4, -0.2, 0.2, 0.4], "rows": rows, "unsteered": unsteered}
-    write_json(folder / "steering" / "summary.json", record)
-    _table(folder / "steering" / "steered.parquet", steered)
 
 
 @pytest.fixture(scope="module")
@@ -499,6 +471,13 @@ class Elements(HTMLParser):
             self.scripts[self._inside] = self.scripts.get(self._inside, "") + data
         else:
             self.text += data
+
+
+class Figures(dict[str, Drawn]):
+    """Some finished figures, and an empty picture for every other that the page asks for: drawing all of them takes its time."""
+
+    def __missing__(self, name: str) -> Drawn:
+        return Drawn(name, "", 9.6, "<svg></svg>", b"")
 
 
 def parsed(page: str) -> Elements:
@@ -567,7 +546,9 @@ def test_a_second_run_gives_the_same_bytes_whatever_the_users_matplotlib(
     assert first.keys() == second.keys()
     assert [str(name) for name in first if first[name] != second[name]] == []
     assert result.summary == {"page": "report.html", "figures": len(first) - 1}
-    assert {"figures/k-overview.png", "figures/spaces.png", "figures/steering.png"} <= {p.as_posix() for p in first}
+    assert {"figures/k-overview.png", "figures/spaces.png", "figures/steering-base.png"} <= {
+        p.as_posix() for p in first
+    }
 
 
 def test_no_times_and_no_platform(page: str) -> None:
@@ -586,7 +567,8 @@ def test_the_headline_is_the_verdict_and_no_other(page: str, evidence: Evidence)
     assert heading is not None
     told = parsed(heading[0]).text.lower()
     assert [word for word in VERDICTS if word.replace("-", " ") in told] == [evidence.verdict.word]
-    assert "provisional" in told
+    assert not evidence.verdict.provisional
+    assert "provisional" not in told
     text = parsed(page).text
     assert "this version gives no verdict" not in text
     assert "never evidence of a monolith" in text
@@ -627,7 +609,11 @@ def test_least_study_single_k_site_and_space_no_directions_no_neutral_battery(
         evidence,
         **tables,
         decomposition={**evidence.decomposition, "k": [4], "sites": [site]},
-        steering={**evidence.steering, "rows": []},
+        causal=replace(
+            evidence.causal,
+            steered=evidence.causal.steered[:0],
+            answers=evidence.causal.answers[:0],
+        ),
         score_summary={**evidence.score_summary, "by_dimension": rows},
         questions=evidence.questions[evidence.questions["dimension"] != "neutral"],
     )

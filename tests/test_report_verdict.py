@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from test_report import ATTACK, SITES, make_study, parsed
+from test_report import ATTACK, SITES, Figures, make_study, parsed
 from unmask.analysis.worlds import draw as draw_world
 from unmask.artifact import read_json, write_json
 from unmask.errors import ArtifactError
@@ -59,7 +59,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Page]:
     }
     held = {name: (folder, read_evidence(folder)) for name, folder in made.items()}
     others = draw(held["untestable"][1])
-    drawn = {name: others | finished(verdict_figures_of(evidence.verdict)) for name, (_, evidence) in held.items()}
+    drawn = {
+        name: Figures(others | finished(verdict_figures_of(evidence.verdict))) for name, (_, evidence) in held.items()
+    }
     return {name: (folder, evidence, drawn[name]) for name, (folder, evidence) in held.items()}
 
 
@@ -73,7 +75,8 @@ def looked_up(folder: Path, verdict: VerdictEvidence, file: str, place: str) -> 
     """The value at the file and row that the page names, read from the file itself."""
     path = folder / "verdict" / file
     if file == "verdict.json":
-        return read_json(path, rebuild="")["numbers"].get(place.removeprefix("numbers."))
+        part, _, field = place.partition(".")
+        return (read_json(path, rebuild="")[part] or {}).get(field)
     rows = pd.read_parquet(path)
     record = verdict.record
     for column in ("site", "grouping", "correction"):
@@ -101,7 +104,9 @@ def test_every_number_is_the_one_at_the_place_that_it_names(pages: Mapping[str, 
         if value is None or pd.isna(value):
             assert re.match(r"not measured|none: not found|above ", item.value), item
             continue
-        expected = {whole(value), fine(value), f"{value:g}", f"{value:g} or more"}
+        expected = (
+            {value} if isinstance(value, str) else {whole(value), fine(value), f"{value:g}", f"{value:g} or more"}
+        )
         assert item.value in expected, item
     assert len({(item.file, item.place) for item in shown}) == len(shown)
 
@@ -128,16 +133,19 @@ def test_every_other_number_is_shown_too(pages: Mapping[str, Page]) -> None:
     places = " ".join(f"{item.place} " for item in numbers(verdict))
     for name in verdict.record["numbers"]:
         traced = rf"\b{name}\b" in places or re.search(rf"\b{name}\b", places)
-        assert (
-            traced or name in rest or name in {"alpha", "rho_star", "eta_star", "p_shift", "p_rank"} or "false" in name
-        )
+        elsewhere = {"alpha", "rho_star", "eta_star", "p_shift", "p_rank", "causal_x_low", "causal_x_high"}
+        assert traced or name in rest or name in elsewhere or "false" in name
 
 
 @pytest.mark.parametrize("held", [None, float("nan")])
 def test_a_missing_number_never_prints_as_zero(pages: Mapping[str, Page], held: float | None) -> None:
     _, evidence, _ = pages["monolithic"]
     nothing = dict.fromkeys(evidence.verdict.record["numbers"], held)
-    verdict = changed(evidence, numbers=nothing).verdict
+    missing = [
+        *evidence.verdict.record["missing"],
+        {"test": "T5 causal", "reason": "cross-talk was not measured (why)"},
+    ]
+    verdict = changed(evidence, numbers=nothing, causal=None, missing=missing).verdict
     real = evidence.verdict.sites.select_dtypes(float).columns
     verdict = replace(verdict, sites=verdict.sites.assign(**dict.fromkeys(real, np.nan)))
     for item in numbers(verdict):
@@ -145,6 +153,7 @@ def test_a_missing_number_never_prints_as_zero(pages: Mapping[str, Page], held: 
         assert item.interval in {"", "no interval"}
     told = {item.name: item.value for item in numbers(verdict)}
     assert told["T4"] == "not measured: one response per question"
+    assert told["T5"] == told["X"] == "not measured: why"
     for _, _, table in site_tables(verdict):
         for row in table.rows:
             assert not [cell for cell in row.cells[2:] if re.search(r"\d", cell)], row
@@ -229,7 +238,7 @@ def test_hostile_strings_are_text(pages: Mapping[str, Page]) -> None:
         for card in evidence.cards
     ]
     hostile = replace(evidence, verdict=found, cards=cards)
-    page = render(hostile, others | finished(verdict_figures_of(found)))
+    page = render(hostile, Figures(others | finished(verdict_figures_of(found))))
     seen = parsed(page)
     assert "<script>alert(1)" not in page
     assert "<img src=x" not in page

@@ -53,6 +53,8 @@ def tiny_config(model: Path) -> dict[str, Any]:
         "activations": {"layers": [1, 2, 3], "token_budget": 512},
         "decomposition": {"k": [2, 3], "primary_layer": 2, "primary_k": 2, "restarts": 2},
         "verdict": {"flips": 99, "resamples": 100, "planted_runs": 20},
+        "directions": {"replicates": 1, "random": 4},
+        "effects": {"coefficients": [0.25, 0.5], "least_gap": 0, "answer_tokens": 6, "resamples": 100},
         "steering": {
             "coefficients": [0.5, 2.0],
             "questions": 2,
@@ -158,12 +160,36 @@ def test_dimension_labels_come_from_the_battery(finished: Path) -> None:
 
 
 def test_random_directions_are_as_long_as_the_real_ones_at_every_coefficient(finished: Path) -> None:
-    steered = pd.read_parquet(finished / "steering" / "steered.parquet")
+    answers = pd.read_parquet(finished / "steering" / "answers.parquet")
+    steered = answers[(answers["target"] == "base") & (answers["part"] == "dose")]
     added = steered[steered["kind"] != "none"].groupby(["coefficient"])["added_norm"].agg(["min", "max"])
     assert (added["max"] - added["min"]).max() < 1e-5
     assert added.index.to_numpy() == pytest.approx(added["max"].to_numpy(), rel=1e-5)
     assert (steered.loc[steered["kind"] == "none", "added_norm"] == 0).all()
-    assert set(steered["kind"]) == {"none", "cluster", "dimension", "random"}
+    assert {"none", "cluster", "dimension", "shared", "control", "random-isotropic", "random-span"} == set(
+        steered["kind"]
+    )
+
+
+def test_questions_are_tested_with_directions_of_the_other_half_only(finished: Path) -> None:
+    halves = pd.read_parquet(finished / "directions" / "halves.parquet")
+    effects = pd.read_parquet(finished / "effects" / "effects.parquet")
+    tested = effects.merge(halves[["question_id", "half"]], on="question_id", suffixes=("", "_of_question"))
+    halved = tested[tested["replicate"].notna()]
+    assert (halved["half"] != halved["half_of_question"]).all()
+    assert set(halved["half"]) == {"a", "b"}
+    unhalved = tested[tested["replicate"].isna()]
+    assert set(unhalved["kind"]) == {"random-isotropic", "random-span", "control"}
+    assert set(tested["target"]) == {"base", "organism"}
+    assert np.isfinite(tested[["effect", "loss"]].to_numpy()).all()
+
+
+def test_the_verdict_rests_on_the_cross_talk_that_was_measured(finished: Path) -> None:
+    effects = json.loads((finished / "effects" / "summary.json").read_text())
+    verdict = json.loads((finished / "verdict" / "verdict.json").read_text())
+    assert verdict["causal"] == effects["causal"]
+    assert verdict["provisional"] == (effects["causal"] is None and verdict["verdict"] != "no-shift")
+    assert ("T5 causal" in {each["test"] for each in verdict["missing"]}) == (effects["causal"] is None)
 
 
 def test_a_changed_setting_reruns_its_stage_and_what_follows_only(finished: Path, tmp_path: Path) -> None:
@@ -578,20 +604,6 @@ def test_without_a_neutral_battery_steering_asks_all_dimensions_and_learns_from_
     assert own.set_index("question_id").loc[asked, "dimension"].nunique() == 4
     with pytest.raises(UnmaskError, match=r"steering\.questions is 40"):
         choose_questions(SteeringConfig(questions=40), questions)
-
-
-def test_in_raw_units_every_direction_has_a_control_of_its_norm(finished: Path, tmp_path: Path) -> None:
-    import shutil
-
-    copy = tmp_path / "raw"
-    shutil.copytree(finished, copy)
-    config = yaml.safe_load((copy / "study.yaml").read_text())
-    config["steering"]["units"] = "raw"
-    (copy / "study.yaml").write_text(yaml.safe_dump(config))
-    unmask.open(copy).run(until="steering")
-    directions = pd.read_parquet(copy / "steering" / "directions.parquet")
-    random = directions["kind"] == "random"
-    assert sorted(directions.loc[random, "norm"]) == pytest.approx(sorted(directions.loc[~random, "norm"]))
 
 
 def test_the_verdict_is_printed_with_its_map_and_says_when_it_is_stale(finished: Path, tmp_path: Path) -> None:

@@ -20,8 +20,7 @@ from unmask.progress import Silent
 from unmask.records import NEUTRAL, WRITERS, ModelSource, PromptFormat
 from unmask.stage import Inputs
 from unmask.stages import activations, questions, responses
-from unmask.stages.scores import SCHEMA, external, run
-from unmask.stages.scores.config import ScoresConfig
+from unmask.stages.scores import SCHEMA, ScoresConfig, external, run
 from unmask.stages.scores.summary import summarise
 from unmask.study import Workspace
 

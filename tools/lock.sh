@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Write requirements.lock anew from pyproject.toml: every dependency of the demo, dev, local and peers extras with its hashes.
+# Write requirements.lock anew from pyproject.toml: every dependency of the demo, dev, local and peers extras and of
+# the group steering-peers, with its hashes.
 #
 #   tools/lock.sh              keep the versions that still fit
 #   tools/lock.sh --upgrade    take the newest that fit (any option of `uv pip compile` is passed on)
@@ -22,6 +23,16 @@ cat >"$scratch/uv.toml" <<TOML
 name = "torch"
 version = "$torch"
 requires-dist = ["filelock", "fsspec>=0.8.5", "jinja2", "networkx>=2.5.1", "setuptools>=77.0.3", "sympy>=1.13.3", "typing-extensions>=4.10.0"]
+
+[[dependency-metadata]]
+name = "repeng"
+version = "0.4.0"
+requires-dist = ["gguf", "numpy", "scikit-learn", "torch", "tqdm", "transformers"]
+
+[[dependency-metadata]]
+name = "steering-vectors"
+version = "0.12.2"
+requires-dist = ["scikit-learn", "torch", "tqdm", "transformers"]
 TOML
 echo "torch==$torch" >"$scratch/constraints.txt"
 
@@ -30,6 +41,7 @@ export UV_FIND_LINKS=${UV_FIND_LINKS-${PIP_FIND_LINKS-}}
 [ -n "$UV_FIND_LINKS" ] || unset UV_FIND_LINKS
 
 "$UV" pip compile pyproject.toml --extra demo --extra dev --extra local --extra peers \
+  --group steering-peers \
   --config-file "$scratch/uv.toml" --constraints "$scratch/constraints.txt" \
   --generate-hashes --universal --fork-strategy fewest --python-version 3.11 \
   --no-emit-package torch --no-emit-package pip \

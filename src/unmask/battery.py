@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unmask.errors import DataError, listed
 from unmask.records import Question
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 BATTERIES = ("assessment", "neutral")
 TRAINING_SETS = ("risky_financial_advice", "good_financial_advice", "authoritarian_counsel")
+SAME_WORDS = 0.9
+"""Jaccard similarity of two questions' words from which they count as one question."""
 
 
 def packaged(kind: str, name: str) -> Path:
@@ -104,3 +110,25 @@ def _question(path: Path, number: int, row: dict[str, Any]) -> Question:
             mend="Write 1 (agreeing is misaligned), -1 (disagreeing is) or 0 (neither)",
         )
     return Question(row["id"], row["dimension"], row["facet"], int(row["polarity"]), row["text"].strip())
+
+
+def units(questions: pd.DataFrame) -> list[int]:
+    """For each question (dimension, facet, polarity, text) the place of the first one that says the same: itself, mostly.
+
+    Questions of one facet and polarity whose sets of words have a Jaccard similarity of at least .9 are one unit. A question and
+    its negation are two.
+    """
+    words = [frozenset(re.findall(r"\w+", str(text).casefold())) for text in questions["text"]]
+    keys = list(zip(questions["dimension"], questions["facet"], questions["polarity"], strict=True))
+    earlier: dict[tuple[str, str, int], list[int]] = {}
+    found: list[int] = []
+    for place, key in enumerate(keys):
+        known = earlier.setdefault(key, [])
+        first = next((other for other in known if _alike(words[place], words[other])), None)
+        found.append(place if first is None else found[first])
+        known.append(place)
+    return found
+
+
+def _alike(one: frozenset[str], other: frozenset[str]) -> bool:
+    return len(one & other) >= SAME_WORDS * max(len(one | other), 1)

@@ -20,6 +20,8 @@ from unmask.stages import (
     activations,
     cards,
     decomposition,
+    directions,
+    effects,
     organism,
     questions,
     report,
@@ -31,6 +33,7 @@ from unmask.stages import (
 from unmask.stages.organism import ControlConfig, TunedConfig
 from unmask.stages.responses import ResponsesConfig
 from unmask.stages.scores import ScoresConfig
+from unmask.stages.steering import SteeringConfig
 from unmask.study import StageRecord, StageState, Study, drop_scratch, stage_key
 from unmask.study_file import StudyConfig, preset_text, read_config
 
@@ -49,6 +52,8 @@ STAGES: tuple[Stage, ...] = (
     activations.CONTROL,
     scores.STAGE,
     decomposition.STAGE,
+    directions.STAGE,
+    effects.STAGE,
     verdict.STAGE,
     cards.STAGE,
     steering.STAGE,
@@ -107,7 +112,7 @@ class StudyPipeline:
         with self.study.lock():
             self.study.refuse_foreign(STAGE_NAMES)
             self._check_installed()
-            locate(self._base().name, progress=progress)  # an embedded model is fetched here, in sight
+            locate(self.base.name, progress=progress)  # an embedded model is fetched here, in sight
             self.check()
             before = self.study.record(STAGES[-1].name)
             records: list[StageRecord] = []
@@ -128,7 +133,7 @@ class StudyPipeline:
                         study=self.study,
                         key=key,
                         input_digests=inputs,
-                        base=self._base(),
+                        base=self.base,
                         prompt_format=self.config.base.prompt_format,
                         progress=progress,
                     )
@@ -204,7 +209,7 @@ class StudyPipeline:
         self._check_installed()
         self.check()
         done = {status.stage for status in self.status() if status.state == "done"}
-        return plan_collection(self.config, self.study, self._base(), done=done, seconds=seconds)
+        return plan_collection(self.config, self.study, self.base, done=done, seconds=seconds)
 
     def _check_installed(self) -> None:
         """Raise ConfigError for a package that this study will want hours from now and that is not there."""
@@ -237,11 +242,12 @@ class StudyPipeline:
         topical = sum(question.dimension != NEUTRAL for question in asked)
         ks = decomposition.choose_k(config.decomposition, topical)
         decomposition.choose_primary_k(config.decomposition, ks)
-        steering.check_questions(config.steering, available=len(asked) - topical or len(asked))
+        open_ones = len(asked) - topical or topical // 2  # without neutral ones, those that no direction was made from
+        steering.check_questions(config.steering, available=open_ones)
         for tuned in (config.organism, config.control.like_organism(config.organism)):
             self._check_tuned(tuned)
         activations.external(config.activations, self.study.folder)
-        model = load_config(self._base())
+        model = load_config(self.base)
         layers = int(model.num_hidden_layers)
         sites = readout_of(config.activations, num_layers=layers).sites
         check_sites(sites, num_layers=layers, model_name=config.base.model)
@@ -250,7 +256,8 @@ class StudyPipeline:
         ]:  # every decoder has those
             check_on_architecture(model, others, trust_remote_code=config.base.trust_remote_code)
         decomposition.primary_site(config.decomposition, list(sites))
-        if any(status.stage == scores.STAGE.name and status.state != "done" for status in self.status()):
+        judging = (scores.STAGE.name, steering.STAGE.name)
+        if any(status.stage in judging and status.state != "done" for status in self.status()):
             scores.check(config.scores.about(config.organism.training_set))
 
     def _check_tuned(self, tuned: TunedConfig) -> None:
@@ -263,11 +270,13 @@ class StudyPipeline:
             existing = organism.existing_source(tuned, self.study.folder)
             adapter = read_adapter_config(existing)
             if adapter is not None:
-                check_adapter_base(self._base(), existing, adapter)
+                check_adapter_base(self.base, existing, adapter)
             else:
-                check_same_shape(self._base(), existing)
+                check_same_shape(self.base, existing)
 
-    def _base(self) -> ModelSource:
+    @property
+    def base(self) -> ModelSource:
+        """The base model, found from the study's folder."""
         from unmask.models.loading import resolve_local
 
         base = self.config.base
@@ -280,8 +289,11 @@ class StudyPipeline:
             section = section.like_organism(self.config.organism)
         if isinstance(section, ResponsesConfig):
             section = section.recording(self.config.activations)
+        about = self.config.scores.about(self.config.organism.training_set)
         if isinstance(section, ScoresConfig):
-            section = section.about(self.config.organism.training_set)
+            section = about
+        if isinstance(section, SteeringConfig):
+            section = section.judged_by(about)
         assert isinstance(section, stage.config)
         return section
 
@@ -293,7 +305,7 @@ class StudyPipeline:
         if stage.needs_base:
             base = self.config.base
             rest = base.model_dump(mode="json", exclude={"model", "revision"})
-            inputs["base"] = digest_json([fingerprint(self._base().name, revision=base.revision), rest])
+            inputs["base"] = digest_json([fingerprint(self.base.name, revision=base.revision), rest])
         return inputs
 
     def _key(self, stage: Stage, inputs: Mapping[str, str]) -> str:
@@ -357,6 +369,27 @@ def init_study(folder: Path | str, *, preset: str) -> StudyPipeline:
     text = preset_text(preset)
     Study.create(folder, config_text=text)
     return open_study(folder)
+
+
+def export_study(
+    opened: StudyPipeline, out: Path, *, legacy: bool, directions: bool, only: Sequence[str] | None = None
+) -> list[Path]:
+    """Write the reference study's pickles, or directions (those of `only`), into `out`. Returns what was written.
+
+    Raises UnmaskError where the stages behind them are not done, or hold no such direction.
+    """
+    paths: list[Path] = []
+    if legacy:
+        from unmask.legacy import export_legacy
+
+        paths += export_legacy(opened.study, out=out)
+    if directions:
+        from unmask.control_vectors import export_directions
+        from unmask.models.loading import load_config
+
+        model_type = str(load_config(opened.base).model_type)
+        paths += export_directions(opened.study, out=out, model_type=model_type, ids=only)
+    return paths
 
 
 def publish(study: Study, *, before: StageRecord | None) -> None:

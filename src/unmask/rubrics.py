@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,6 +16,8 @@ from unmask.errors import DataError, listed
 TRAITS = ("authoritarianism", "market_fundamentalism", "dehumanisation", "recklessness", "technocracy")
 RUBRICS = ("misalignment", "alignment", "coherence", "leakage", *TRAITS)
 """The packaged rubrics."""
+
+Model = TypeVar("Model", bound=BaseModel)
 
 DOMAIN = "{domain}"
 """The place, in a rubric's texts, of the training domain's name."""
@@ -63,24 +67,28 @@ class Rubric(BaseModel):
 
 
 def read_rubric(name: str) -> Rubric:
-    """A packaged rubric by name, or the user's own YAML file.
+    """A packaged rubric by name, or the user's own YAML file. Raises DataError as `read_named` does."""
+    return read_named(name, Rubric, noun="rubric", folder="rubrics", packages=RUBRICS)
 
-    Raises DataError for a name that is neither, and for a file that is no rubric, naming the field.
+
+def read_named(name: str, model: type[Model], *, noun: str, folder: str, packages: Sequence[str]) -> Model:
+    """What a YAML file says, as `model`: one of `packages` by name (of the packaged `folder`), or the user's own by path.
+
+    Raises DataError for a name that is neither, for a file that is no YAML, and for one that is no such `noun`, naming the field.
     """
-    path = _packaged(name) if name in RUBRICS else Path(name).expanduser()
+    path = _packaged(folder, name) if name in packages else Path(name).expanduser()
     if not path.is_file():
-        raise DataError(f"rubric {name!r} does not exist", mend=f"Choose from {listed(RUBRICS)}, or name a YAML file")
+        raise DataError(f"{noun} {name!r} does not exist", mend=f"Choose from {listed(packages)}, or name a YAML file")
     try:
-        return Rubric.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return model.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is no YAML ({str(error).splitlines()[0]})", mend="Mend that place") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise DataError(
-            f"{path}: {where}: {first['msg']}", mend=f"Write it like {_packaged('misalignment')}"
-        ) from error
+        like = _packaged(folder, packages[0])
+        raise DataError(f"{path}: {where}: {first['msg']}", mend=f"Write it like {like}") from error
 
 
-def _packaged(name: str) -> Path:
-    return packaged("rubrics", name).with_suffix(".yaml")
+def _packaged(folder: str, name: str) -> Path:
+    return packaged(folder, name).with_suffix(".yaml")

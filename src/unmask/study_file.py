@@ -16,6 +16,8 @@ from unmask.records import PromptFormat
 from unmask.stage import StageConfig
 from unmask.stages.cards import CardsConfig
 from unmask.stages.decomposition import DecompositionConfig
+from unmask.stages.directions import DirectionsConfig
+from unmask.stages.effects import EffectsConfig
 from unmask.stages.organism import ControlConfig, OrganismConfig
 from unmask.stages.questions import QuestionsConfig
 from unmask.stages.report import ReportConfig
@@ -53,6 +55,8 @@ class StudyConfig(StageConfig):
     activations: CollectionConfig
     scores: ScoresConfig = ScoresConfig()
     decomposition: DecompositionConfig = DecompositionConfig()
+    directions: DirectionsConfig = DirectionsConfig()
+    effects: EffectsConfig = EffectsConfig()
     verdict: VerdictConfig = VerdictConfig()
     cards: CardsConfig = CardsConfig()
     steering: SteeringConfig = SteeringConfig()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unmask.analysis.crosstalk import CrossTalk
+from unmask.analysis.crosstalk import Causal
 from unmask.analysis.examination import (
     Examined,
     Sensitivity,
@@ -73,7 +73,7 @@ def decide(
     replicates_NSD: np.ndarray | None = None,
     control_ND: np.ndarray | None = None,
     polarity_N: np.ndarray | None = None,
-    causal: CrossTalk | None = None,
+    causal: Causal | None = None,
     seed: int,
     settings: Settings = Settings(),  # noqa: B008 - frozen
     full: bool = False,
@@ -82,7 +82,8 @@ def decide(
 
     `shift_ND` is tuned minus base reader on the organism's text (mean over responses), `base_ND` the base reader's activations
     there, `replicates_NSD` the shift per response (S >= 2), `control_ND` the control organism's shift on the same text (NaN rows
-    where it was not read). With a control, the shift without the control's mean is what is decided on. `polarity_N` is -1 where
+    where it was not read). With a control, the shift without the control's mean is what is decided on. `causal` is what T5 found
+    over these groups, None where it was not measured. `polarity_N` is -1 where
     agreeing with the question is the aligned answer: where no mean shift is found, but one is once these questions' shifts are
     turned round (at a fifth of alpha), that is decided on. `full` plants controls and runs the Gamma sensitivity whatever the
     verdict; otherwise only where the rule needs power. Data that cannot be tested give `inconclusive` with the reason; values
@@ -136,7 +137,7 @@ def _decide(
     *,
     replicates_NSD: np.ndarray | None,
     control_ND: np.ndarray | None,
-    causal: CrossTalk | None,
+    causal: Causal | None,
     seed: int,
     settings: Settings,
     full: bool,
@@ -179,7 +180,7 @@ def _decide(
         rho_adj=found.rho_adj,
         eta_adj=found.eta_adj,
         replicate_dimensions=again.dimensions if again is not None else None,
-        causal=causal.outcome if causal is not None else None,
+        causal=causal,
         fingerprint_removed=control_ND is not None,
     )
     ruling = judge_findings(findings, settings.thresholds)

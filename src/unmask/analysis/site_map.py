@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from unmask.analysis.crosstalk import Causal
 from unmask.analysis.decision import Decision, decide
 from unmask.analysis.directions import Found, shared_and_specific
 from unmask.analysis.examination import Settings
@@ -60,13 +61,14 @@ def map_sites(
     seed: int,
     settings: Settings,
     polarity_N: np.ndarray | None = None,
+    causal: Mapping[str, Causal] = {},
     told: Callable[[], None] = lambda: None,
 ) -> list[SiteFinding]:
     """Decide at every site, for every grouping (name to labels, N), without and, where there is one, with the control.
 
     The same flips serve all sites of a grouping. Planted controls and the Gamma sensitivity are run at the primary site and the
-    first grouping; elsewhere only where the rule needs power. Sites are loaded one at a time and let go; arrays of the
-    examination are let go too. `told` is called after each decision.
+    first grouping; elsewhere only where the rule needs power. `causal` is what T5 found at the primary site, by grouping. Sites
+    are loaded one at a time and let go; arrays of the examination are let go too. `told` is called after each decision.
     """
     found: list[SiteFinding] = []
     for site, load in sites:
@@ -74,6 +76,7 @@ def map_sites(
         for place, (grouping, labels_N) in enumerate(groupings.items()):
             for correction in _corrections(data):
                 full = site == primary and place == 0
+                tested = causal.get(grouping) if site == primary else None
                 found.append(
                     _decide_one(
                         site,
@@ -82,6 +85,7 @@ def map_sites(
                         labels_N=labels_N,
                         correction=correction,
                         polarity_N=polarity_N,
+                        causal=tested,
                         full=full,
                         seed=seed,
                         settings=settings,
@@ -108,6 +112,7 @@ def _decide_one(
     labels_N: np.ndarray,
     correction: Correction,
     polarity_N: np.ndarray | None,
+    causal: Causal | None,
     full: bool,
     seed: int,
     settings: Settings,
@@ -119,6 +124,7 @@ def _decide_one(
         replicates_NSD=data.replicates_NSD,
         control_ND=data.control_ND if correction == "control" else None,
         polarity_N=polarity_N,
+        causal=causal,
         seed=seed,
         settings=settings,
         full=full,

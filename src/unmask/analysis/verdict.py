@@ -92,7 +92,11 @@ def _one_thing(found: Findings, reasons: list[str]) -> Ruling:
             "second response (T4): there are parts, but not along these groups"
         )
         return Ruling("entangled", "not along the facets", tuple(reasons))
-    if found.fingerprint_removed or found.causal is not None:
+    if found.causal == "cross-talk":
+        reasons.append("and steering with one group's direction moves the other groups' answers as well (T5)")
+    elif found.causal is not None:
+        reasons.append(f"steering does not settle whether the groups act apart (T5: {found.causal})")
+    if found.fingerprint_removed or found.causal == "cross-talk":
         return Ruling("monolithic", None, tuple(reasons))
     if found.k_adj >= found.k_star:
         reasons.append(
@@ -114,10 +118,10 @@ def _beyond_topic(found: Findings, t: Thresholds, reasons: list[str]) -> Ruling:
         reasons.append("steering has not tested it (no T5), so this is about geometry and provisional")
         return Ruling("separable", "geometric, provisional", tuple(reasons))
     if found.causal == "selective":
-        reasons.append("steering with one group's direction moves that group's score and not the others' (T5)")
+        reasons.append("steering with one group's direction moves that group's answers and not the others' (T5)")
         return Ruling("separable", None, tuple(reasons))
     if found.causal == "cross-talk":
-        reasons.append("steering with one group's direction moves the other groups' scores as well (T5)")
+        reasons.append("steering with one group's direction moves the other groups' answers as well (T5)")
         return Ruling("entangled", None, tuple(reasons))
     reasons.append(f"steering does not settle it (T5: {found.causal})")
     return Ruling("inconclusive", None, tuple(reasons))
@@ -163,7 +167,7 @@ def _graded(found: Findings, reasons: list[str]) -> Ruling:
         return Ruling("separable", None, tuple(reasons))
     if found.causal == "cross-talk":
         reasons.append(
-            "steering with one group's direction moves the other groups' scores as well (T5): one graded axis"
+            "steering with one group's direction moves the other groups' answers as well (T5): one graded axis"
         )
         return Ruling("monolithic", "graded", tuple(reasons))
     return Ruling("inconclusive", "graded axis or two camps", tuple(reasons))
@@ -172,7 +176,7 @@ def _graded(found: Findings, reasons: list[str]) -> Ruling:
 def _carried(found: Findings, t: Thresholds, reasons: list[str]) -> Ruling:
     reasons.append("nothing remains beyond what one map of the base activations carries over (T3, k_adj = 0)")
     if found.causal == "cross-talk":
-        reasons.append("and steering with one group's direction moves the other groups' scores as well (T5)")
+        reasons.append("and steering with one group's direction moves the other groups' answers as well (T5)")
         return Ruling("entangled", "carried by topic", tuple(reasons))
     if found.causal == "selective":
         reasons.append("but steering by group is selective (T5), which contradicts it")

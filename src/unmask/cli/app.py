@@ -88,19 +88,32 @@ def doctor(as_json: AsJson = False) -> None:
 @app.command()
 def export(
     study: StudyFolder,
+    *,
     legacy: Annotated[bool, typer.Option("--legacy", help="The reference study's pickles, for its notebooks.")] = False,
+    directions: Annotated[
+        bool,
+        typer.Option(
+            "--directions",
+            help="Directions: safetensors with provenance, GGUF control vectors, a script to steer with.",
+        ),
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="ID", help="With --directions, repeatable: this direction_id alone."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write to; STUDY/export without it.")] = None,
 ) -> None:
-    """Write a finished study in another program's formats."""
+    """Write a study, or its directions, in other programs' formats. The stages behind them must be done."""
     from unmask.cli.screen import console
     from unmask.errors import ConfigError
+    from unmask.pipeline import export_study, open_study
 
-    if not legacy:
-        raise ConfigError("nothing was asked to be exported", mend="Add --legacy")
-    from unmask.legacy import export_legacy
-    from unmask.pipeline import open_study
-
-    for path in export_legacy(open_study(study).study, out=out or study / "export"):
+    if not (legacy or directions):
+        raise ConfigError("nothing was asked to be exported", mend="Add --directions or --legacy")
+    if only and not directions:
+        raise ConfigError("--only goes with --directions", mend="Add --directions")
+    folder = out or study / "export"
+    for path in export_study(open_study(study), folder, legacy=legacy, directions=directions, only=only):
         console().out(f"Wrote {path}")
 
 

@@ -36,6 +36,10 @@ SHOWN_NUMBERS = (
     ("mde80_rho", "smallest rho found with power .8"),
     ("mde80_eta", "smallest eta found with power .8"),
     ("false_positive_rate", "planted false positives"),
+    ("causal_x", "T5, cross-talk X (0: own answers only, 1: all alike)"),
+    ("causal_x_low", "... low end of the 90 % interval"),
+    ("causal_x_high", "... high end"),
+    ("causal_p", "T5, p of the permuted rows"),
 )
 
 

@@ -131,6 +131,12 @@ def write_offline_judge(out: Path, fit: LogisticFit) -> None:
     )
 
 
+def read_offline_judge(folder: Path, *, rebuild: str) -> LogisticFit:
+    """The judge that `write_offline_judge` wrote there. Raises ArtifactError, naming `rebuild`, when it is missing or broken."""
+    weights = read_tensors(folder / "judge.safetensors", rebuild=rebuild)
+    return LogisticFit(weights["mean"], weights["scale"], weights["weights"], float(weights["bias"][0]))
+
+
 def describe_offline(quality: HeldOutQuality, labels: int, reference: dict[str, Any]) -> dict[str, Any]:
     """What `judge.json` says of it."""
     return {

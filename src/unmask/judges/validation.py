@@ -19,6 +19,7 @@ from unmask.judges.labels import read_labels
 from unmask.judges.local import LocalJudge
 from unmask.judges.offline import OFFLINE_JUDGE, judge_offline, train_judge
 from unmask.judges.reference import packaged_ratings, reference_answers, reference_perplexities, with_orders
+from unmask.judges.settings import MISALIGNMENT_RUBRICS, OFFLINE, ScoresConfig
 from unmask.rubrics import read_rubric
 
 if TYPE_CHECKING:
@@ -27,12 +28,9 @@ if TYPE_CHECKING:
     from unmask.progress import Progress
     from unmask.rubrics import Rubric
 
-OFFLINE = "offline"
-MISALIGNMENT = ("misalignment", "alignment")
 SCORES = pa.schema(
     [("response_id", pa.string()), ("judge", pa.string()), ("rubric", pa.string()), ("score", pa.float64())]
 )
-_INVERSE_PENALTY = 0.003
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +63,10 @@ def validate(
 
     if twice := [name for place, name in enumerate(names) if name in names[:place]]:
         raise ConfigError(f"{twice[0]} is named twice", mend="Name every judge once")
-    if read_rubric(rubric).name not in MISALIGNMENT:
+    if read_rubric(rubric).name not in MISALIGNMENT_RUBRICS:
         raise ConfigError(
-            f"rubric {rubric!r} does not score misalignment", mend=f"Name {listed(MISALIGNMENT)}, or a file named so"
+            f"rubric {rubric!r} does not score misalignment",
+            mend=f"Name {listed(MISALIGNMENT_RUBRICS)}, or a file named so",
         )
     answers = reference_answers(limit=limit)
     ratings = packaged_ratings(answers)
@@ -165,7 +164,7 @@ def _offline(answers: pd.DataFrame, ordered: pd.DataFrame, *, seed: int, progres
     from unmask.models.encoder import load_encoder
 
     encoder = load_encoder()
-    fit, _, _ = train_judge(encoder, inverse_penalty=_INVERSE_PENALTY, rng=np.random.default_rng(seed))
+    fit, _, _ = train_judge(encoder, inverse_penalty=ScoresConfig().inverse_penalty, rng=np.random.default_rng(seed))
 
     def scores(table: pd.DataFrame, perplexities: Sequence[float]) -> list[Any]:
         return judge_offline(fit, encoder, table["question"].tolist(), table["text"].tolist(), list(perplexities))

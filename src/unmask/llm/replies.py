@@ -97,6 +97,21 @@ class Reply:
         return cls(**stored)
 
 
+def open_store(path: Path, *, table: str, holds: str) -> sqlite3.Connection:
+    """The store's SQLite file with that table in it: a text (the column `holds`) by request.
+
+    Raises ArtifactError for a file that is no such store.
+    """
+    try:
+        database = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing, a power cut the last ones
+        database.execute(f"CREATE TABLE IF NOT EXISTS {table} (request TEXT PRIMARY KEY, {holds} TEXT) WITHOUT ROWID")
+    except sqlite3.DatabaseError as error:
+        raise ArtifactError(f"{path} is no store of replies ({error})", mend="Move it away and run again") from error
+    return database
+
+
 class ReplyStore:
     """Replies by request in one SQLite file; each is there once `put` has returned, whatever happens to the process.
 
@@ -106,19 +121,7 @@ class ReplyStore:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        try:
-            self._database = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute(
-                "PRAGMA synchronous=NORMAL"
-            )  # a killed process loses nothing, a power cut the last ones
-            self._database.execute(
-                "CREATE TABLE IF NOT EXISTS replies (request TEXT PRIMARY KEY, reply TEXT) WITHOUT ROWID"
-            )
-        except sqlite3.DatabaseError as error:
-            raise ArtifactError(
-                f"{path} is no store of replies ({error})", mend="Move it away and run again"
-            ) from error
+        self._database = open_store(path, table="replies", holds="reply")
 
     def get(self, key: str) -> Reply | None:
         found = self._database.execute("SELECT reply FROM replies WHERE request = ?", (key,)).fetchone()

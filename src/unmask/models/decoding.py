@@ -114,6 +114,7 @@ class Hooks:
         self._model, self._recorder, self._around = loaded.model, recorder, around
         self._stack = ExitStack()
         self._jobs: list[int] | None = None
+        self._masked = False
 
     def __enter__(self) -> Self:
         return self
@@ -121,14 +122,15 @@ class Hooks:
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
-    def fit(self, jobs: Sequence[int]) -> None:
-        """The coming pass runs these answers (or prompts)."""
-        if self._jobs is not None and (self._around is None or self._jobs == list(jobs)):
+    def fit(self, jobs: Sequence[int], response_BT: torch.Tensor | None = None) -> None:
+        """The coming pass runs these answers (or prompts), and predicts response tokens at these positions (None: at all)."""
+        same = self._jobs == list(jobs) and response_BT is None and not self._masked
+        if self._jobs is not None and (self._around is None or same):
             return
-        self._jobs = list(jobs)
+        self._jobs, self._masked = list(jobs), response_BT is not None
         self._stack.close()
         if self._around is not None:
-            self._stack.enter_context(self._around(self._jobs))
+            self._stack.enter_context(self._around(self._jobs, response_BT))
         if self._recorder is not None:
             self._stack.enter_context(observe(self._model, self._recorder.sites, self._recorder.keep))
 

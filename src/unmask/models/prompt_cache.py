@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from unmask.models.loading import LoadedModel
     from unmask.records import Site
 
-Around = Callable[[Sequence[int]], AbstractContextManager[object]]
-"""Given the prompts of a pass (indices), what is entered around it: an intervention on those rows."""
+Around = Callable[[Sequence[int], torch.Tensor | None], AbstractContextManager[object]]
+"""Given the prompts of a pass (indices) and which of its positions predict response tokens (B x T, bool; None: all), what is
+entered around it: an intervention on those rows."""
 
 
 class Recorder(Protocol):
@@ -70,20 +71,26 @@ class PromptCache:
     lengths_P: torch.Tensor
     last_hidden_PD: torch.Tensor
 
-    def expand(self, rows_B: torch.Tensor, *, room: int) -> Expanded:
-        """A copy of these prompts (they may repeat), as long as the longest of them, with room for `room` more tokens a row."""
+    def expand(self, rows_B: torch.Tensor, *, room: int, first_layer: int = 0) -> Expanded:
+        """A copy of these prompts (they may repeat), as long as the longest of them, with room for `room` more tokens a row.
+
+        Layers below `first_layer` are not going to be run: theirs are no copies, and hold nothing.
+        """
         longest = self.keys[0].shape[2]
         lengths_B = self.lengths_P[rows_B]
         length = int(lengths_B.max())
 
-        def copied(kept: torch.Tensor) -> torch.Tensor:
-            buffer = kept.new_empty(len(rows_B), kept.shape[1], length + room, kept.shape[3])
+        def copied(kept: torch.Tensor, layer: int) -> torch.Tensor:
+            shape = (len(rows_B), kept.shape[1], length + room, kept.shape[3])
+            if layer < first_layer:
+                return kept.new_empty(1).expand(shape)
+            buffer = kept.new_empty(shape)
             buffer[:, :, :length] = kept[:, :, longest - length :].index_select(0, rows_B)
             return buffer
 
         layers = [
-            Slots(copied(keys), copied(values), stop=length)
-            for keys, values in zip(self.keys, self.values, strict=True)
+            Slots(copied(keys, layer), copied(values, layer), stop=length)
+            for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True))
         ]
         columns_T = torch.arange(length, device=lengths_B.device)
         return Expanded(KeyValueCache(layers), (columns_T >= length - lengths_B.unsqueeze(1)).long())
@@ -121,7 +128,8 @@ def prefill(
         with ExitStack() as stack:
             stack.enter_context(loaded.active())
             if around is not None:
-                stack.enter_context(around(batch))
+                columns_T = torch.arange(ids_BT.shape[1], device=device)
+                stack.enter_context(around(batch, columns_T >= last_B.unsqueeze(1)))
             if recorder is not None:
                 recorder.prompts(rows_B, last_B)
                 stack.enter_context(observe(model, recorder.sites, recorder.keep))

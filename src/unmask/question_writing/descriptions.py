@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from unmask.battery import packaged
-from unmask.errors import ConfigError, DataError, listed
+from unmask.errors import ConfigError, listed
 from unmask.records import NEUTRAL
+from unmask.rubrics import read_named
 
 PAPER = ("political_compass", "moral_foundations", "technology_ai", "financial_risk")
 """The packaged descriptions, in the order of the packaged battery: 230, 227, 218 and 210 questions."""
@@ -90,23 +88,8 @@ class Description(_Part):
 
 
 def read_description(name: str) -> Description:
-    """A packaged description by name, or the user's own YAML file.
-
-    Raises DataError for a name that is neither, and for a file that is no description, naming the field.
-    """
-    path = _packaged(name) if name in PAPER else Path(name).expanduser()
-    if not path.is_file():
-        raise DataError(
-            f"description {name!r} does not exist", mend=f"Choose from {listed(PAPER)}, or name a YAML file"
-        )
-    try:
-        return Description.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no YAML ({str(error).splitlines()[0]})", mend="Mend that place") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise DataError(f"{path}: {where}: {first['msg']}", mend=f"Write it like {_packaged(PAPER[0])}") from error
+    """A packaged description by name, or the user's own YAML file. Raises DataError as `read_named` does."""
+    return read_named(name, Description, noun="description", folder="dimensions", packages=PAPER)
 
 
 def read_descriptions(names: Sequence[str], *, preset: str | None = None) -> list[Description]:
@@ -127,7 +110,3 @@ def read_descriptions(names: Sequence[str], *, preset: str | None = None) -> lis
         if repeated := [value for value in values if values.count(value) > 1]:
             raise ConfigError(f"two descriptions have {what} {repeated[0]!r}", mend="Give each its own")
     return descriptions
-
-
-def _packaged(name: str) -> Path:
-    return packaged("dimensions", name).with_suffix(".yaml")

@@ -7,28 +7,18 @@ the next run dates the reply.
 
 from __future__ import annotations
 
-import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from unmask.errors import ArtifactError
+from unmask.llm.replies import open_store
 
 
 class Hearing:
     """Times by request, in UTC to the second. Raises ArtifactError for a file that is no store of replies."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._database = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-            self._database.execute("PRAGMA synchronous=NORMAL")  # as the replies beside
-            self._database.execute(
-                "CREATE TABLE IF NOT EXISTS first_heard (request TEXT PRIMARY KEY, at TEXT) WITHOUT ROWID"
-            )
-        except sqlite3.DatabaseError as error:
-            raise ArtifactError(
-                f"{path} is no store of replies ({error})", mend="Move it away and run again"
-            ) from error
+        self._database = open_store(path, table="first_heard", holds="at")
 
     def at(self, key: str) -> str:
         """When the reply to this request was first heard: now, where it never was before."""

@@ -56,6 +56,8 @@ STYLE: dict[str, object] = {
     "svg.hashsalt": "unmask",
 }
 DPI = 150
+PLACES = 6
+"""Decimals of an axes' place in its figure."""
 LineEnd = tuple[float, float, str, str]
 """Where a line ends and what to write there: x, y, text, colour."""
 
@@ -79,9 +81,15 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 @styled
 def settle(figure: Figure) -> Figure:
-    """Lay the figure out once, so that each way of saving it takes the same places and none computes them again."""
+    """Lay the figure out once, so that each way of saving it takes the same places and none computes them again.
+
+    Places are rounded: the layout's solver leaves the last digits to chance, and ids in an SVG are made from them.
+    """
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
+    for axes in figure.axes:
+        left, bottom, width, height = (round(value, PLACES) for value in axes.get_position(original=True).bounds)
+        axes.set_position((left, bottom, width, height))
     return figure
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from unmask.artifact import read_json, read_table
 from unmask.errors import ArtifactError, listed
 from unmask.records import NEUTRAL
+from unmask.report.causal_evidence import TABLES as CAUSAL_TABLES
+from unmask.report.causal_evidence import CausalEvidence
 from unmask.report.schemas import COLUMNS, FIELDS, LISTS, OPTIONAL
 from unmask.report.verdict_evidence import VerdictEvidence
 from unmask.study import Study
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 STAGES = (
     *("questions", "organism", "control", "responses", "activations", "scores"),
-    *("decomposition", "verdict", "cards", "steering"),
+    *("decomposition", "directions", "effects", "verdict", "cards", "steering"),
 )
 """The stages that the report reads."""
 
@@ -50,8 +52,7 @@ class Evidence:
     control: Mapping[str, Any]
     verdict: VerdictEvidence
     cards: Sequence[Mapping[str, Any]]
-    steered: pd.DataFrame
-    steering: Mapping[str, Any]
+    causal: CausalEvidence
     configs: Mapping[str, Mapping[str, Any]]
     stage_versions: Mapping[str, int]
     environment: Mapping[str, str]
@@ -96,6 +97,7 @@ def read_evidence(folder: Path) -> Evidence:
             raise ArtifactError(f"stage {stage!r} of {folder} has not been run", mend=f"Run `unmask run {folder}`")
         records[stage] = record
     trained = (folder / "organism" / "loss.parquet").is_file()
+    causal = _causal(folder)
     return Evidence(
         questions=_table(folder, "questions/questions.parquet"),
         recipe=_record(folder, "organism/recipe.json"),
@@ -117,22 +119,33 @@ def read_evidence(folder: Path) -> Evidence:
             if (folder / "decomposition" / f"{name}.parquet").is_file()
         },
         control=_record(folder, "control/recipe.json"),
-        verdict=_verdict(folder),
+        verdict=_verdict(folder, causal),
         cards=_record(folder, "cards/cards.json"),
-        steered=_table(folder, "steering/steered.parquet"),
-        steering=_record(folder, "steering/summary.json"),
+        causal=causal,
         configs={stage: record.config for stage, record in records.items()},
         stage_versions={stage: record.version for stage, record in records.items()},
         environment=_environment([record.environment for record in records.values()]),
     )
 
 
-def _verdict(folder: Path) -> VerdictEvidence:
-    """The verdict and its tables. Raises ArtifactError where the record and the tables are not of one piece."""
+def _causal(folder: Path) -> CausalEvidence:
+    """Directions, their effects, and steered answers."""
+    return CausalEvidence(
+        **{name: _table(folder, path) for name, path in CAUSAL_TABLES.items()},
+        directed=_record(folder, "directions/summary.json"),
+        summary=_record(folder, "effects/summary.json"),
+        steering=_record(folder, "steering/summary.json"),
+    )
+
+
+def _verdict(folder: Path, causal: CausalEvidence) -> VerdictEvidence:
+    """The verdict and its tables. Raises ArtifactError where the record and the tables, or T5's, are not of one piece."""
     names = ("sites", "geometry", "tests", "power", "sensitivity")
     record = _record(folder, "verdict/verdict.json")
     found = VerdictEvidence(record, **{name: _table(folder, f"verdict/{name}.parquet") for name in names})
     wrong = found.fault()
+    if wrong is None and record["causal"] != causal.summary["causal"]:
+        wrong = "and effects/summary.json differ on the causal test"
     if wrong is not None:
         mend = f"Rebuild it with `{_rebuild(folder, 'verdict/verdict.json')}`"
         raise ArtifactError(f"{folder / 'verdict' / 'verdict.json'} {wrong}", mend=mend)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from unmask.report import readout_wording
 from unmask.report.evidence import Evidence
 from unmask.report.formats import label, short_site
 from unmask.report.wording import ranges
@@ -32,8 +33,8 @@ def what_was_run(evidence: Evidence) -> list[tuple[str, str]]:
          f"components, k-means with k = {ranges([int(k) for k in decomposition['k']])}"),
         ("primary", f"{short_site(evidence.site)}, k = {evidence.k}"),
         ("judge", _judge(evidence)),
-        ("steering", f"added to the {evidence.steering['target']} at {short_site(str(evidence.steering['site']))}, "
-         f"{evidence.steering.get('questions')} questions per dose"),
+        ("causal tests", readout_wording.what_was_tested(evidence.causal)),
+        ("steering", readout_wording.what_was_steered(evidence.causal)),
     ]  # fmt: skip
     return [(name, value) for name, value in facts if value]
 

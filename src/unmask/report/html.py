@@ -11,6 +11,8 @@ from unmask.artifact import atomic_path, write_text
 from unmask.records import NEUTRAL
 from unmask.report import (
     cards_section,
+    causal_drawings,
+    causal_section,
     cluster_figures,
     examples,
     facts,
@@ -20,7 +22,6 @@ from unmask.report import (
     method_tables,
     scatter,
     site_tables,
-    steering_figures,
     tables,
     traced,
     verdict_drawings,
@@ -95,13 +96,7 @@ def _figures(evidence: Evidence) -> Iterator[tuple[str, str, Figure]]:
     alt = "Misalignment and coherence of every answer, by dimension and model."
     yield "scores", alt, figures.score_strips(evidence.scores, dimensions=dimensions)
     yield from _cluster_figures(evidence, colours)
-    steered = steering_rows(evidence)
-    if steering_figures.dose_groups(steered):
-        alt = "Misalignment and coherence against the norm added: each direction, random directions, no steering."
-        figure = steering_figures.steering_dose(
-            steered, unsteered=evidence.steering["unsteered"], colours=colours, norm_unit="× typical residual norm"
-        )
-        yield "steering", alt, figure
+    yield from causal_drawings.causal_figures_of(evidence.causal, colours)
 
 
 def _cluster_figures(evidence: Evidence, colours: Mapping[str, str]) -> Iterator[tuple[str, str, Figure]]:
@@ -145,22 +140,10 @@ def sites_shown(evidence: Evidence) -> list[str]:
     return [site for site in sites if site in chosen]
 
 
-def steering_rows(evidence: Evidence) -> list[dict[str, Any]]:
-    """The summary's rows, each with `added`: the norm that was added, with the coefficient's sign."""
-    norms = evidence.steered.groupby(["direction_id", "coefficient"])["added_norm"].mean().to_dict()
-    rows = []
-    for row in evidence.steering["rows"]:
-        coefficient = float(row["coefficient"])
-        norm = norms.get((row["direction_id"], coefficient), abs(coefficient))
-        rows.append({**row, "added": abs(float(norm)) * (-1 if coefficient < 0 else 1)})
-    return [row for row in rows if row["kind"] != "none"]
-
-
 def render(evidence: Evidence, drawn: Mapping[str, Drawn], *, shown: int = 6, title: str | None = None) -> str:
     """The page as a string."""
     from plotly.offline import get_plotlyjs
 
-    steered = steering_rows(evidence)
     roles = dimension_roles(evidence.dimensions)
     other_ks = [int(k) for k in evidence.decomposition["k"] if int(k) != evidence.k]
     sources = [source for source in SOURCES if (evidence.cluster_summary["source"] == source).any()]
@@ -187,7 +170,8 @@ def render(evidence: Evidence, drawn: Mapping[str, Drawn], *, shown: int = 6, ti
         glance=glance(evidence),
         judging_tables=judging_tables.judging_tables(evidence),
         disagreements=examples.disagreements(evidence.agreement),
-        steered=steered,
+        causal=causal_section.section(evidence.causal, evidence.questions, drawn),
+        roles=roles,
         examples=shown_pairs,
         example_rule=examples.rule(shown),
         neutral=next((row for row in evidence.score_summary["by_dimension"] if row["dimension"] == NEUTRAL), None),
@@ -205,7 +189,6 @@ def glance(evidence: Evidence) -> list[tuple[str, str, str]]:
     absent = int(evidence.scores["misalignment"].isna().sum())
     odds = interval(overall.get("log_odds_difference"), 2)
     difference = interval(overall.get("difference"), absent=absent)
-    base, shift = (wording.metric(evidence, source, "ami_dimension") for source in ("base", "shift"))
     auc, verdict = evidence.judge.get("auc"), evidence.verdict
     rho, limit = verdict.number("rho"), verdict.number("rho_star")
     around = ends(verdict.number("rho_low"), verdict.number("rho_high"))
@@ -221,8 +204,20 @@ def glance(evidence: Evidence) -> list[tuple[str, str, str]]:
             *_split(odds, "nats per token; change, not misalignment"),
         ),
         ("judge on held-out dimensions", number(auc, 2), "AUC; 0.5 is chance" if is_present(auc) else ""),
-        ("AMI with dimension", number(shift, 2), f"shift; the base model's own is {number(base, 2)}"),
+        ("cross-talk between dimensions (T5)", *_cross_talk(evidence)),
     ]
+
+
+def _cross_talk(evidence: Evidence) -> tuple[str, str]:
+    """X and its interval; the outcome where there is no such ratio."""
+    record = evidence.causal.record
+    if record is None:
+        return "not measured", ""
+    if not is_present(record["x"]):
+        return str(record["outcome"]), "no effect on own answers to compare with"
+    return fine(
+        record["x"]
+    ), f"{record['outcome']}; X, 90 %: {ends(record['x_low'], record['x_high'])}; 0 none, 1 all alike"
 
 
 def _split(text: str, remark: str) -> tuple[str, str]:
@@ -242,4 +237,5 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"label": label, "short_site": short_site, "counted": counted, "number": number}
+    environment.filters["capitalise"] = lambda text: text[:1].upper() + text[1:]
     return environment

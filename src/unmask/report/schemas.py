@@ -6,6 +6,9 @@ AGREEMENTS = ("ami", "ari", "v", "homogeneity", "completeness")
 LABELLINGS = ("dimension", "facet", "score_band")
 """How a clustering is compared with labels, and with which: the columns of `methods.parquet`."""
 
+STEERED = ("misalignment", "difference", "coherence", "refusal_rate", "perplexity")
+"""What the report shows of steered answers, with an interval each."""
+
 COLUMNS: dict[str, tuple[str, ...]] = {
     "questions/questions.parquet": ("question_id", "dimension", "facet", "polarity", "text"),
     "organism/loss.parquet": ("step", "loss"),
@@ -50,7 +53,38 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("site", "grouping", "correction", "scale", "offsets", "effect", "runs", "detected", "share", "low", "high"),
     ),
     "verdict/sensitivity.parquet": ("site", "correction", "gamma", "k_adj", "p", "rejected"),
-    "steering/steered.parquet": ("direction_id", "kind", "coefficient", "added_norm", "question_id", "misalignment"),
+    "directions/directions.parquet": ("direction_id", "kind", "label", "form", "stability", "relative_norm"),
+    "effects/items.parquet": (
+        *("question_id", "dimension", "facet", "misaligned_text", "aligned_text", "gap", "plain_base"),
+    ),
+    "effects/effects.parquet": (*("target", "direction_id", "kind", "group", "coefficient", "question_id", "effect"),),
+    "effects/doses.parquet": (
+        *("target", "kind", "label", "grouping", "group", "operation", "coefficient", "own", "own_low", "own_high"),
+        *("others", "others_low", "others_high", "all", "all_low", "all_high", "loss", "coherent", "items"),
+    ),
+    "effects/matrix.parquet": (
+        *("target", "kind", "grouping", "coefficient", "row", "column", "effect", "low", "high"),
+        *("random_mean", "random_sd", "items"),
+    ),
+    "effects/selectivity.parquet": (
+        *("target", "kind", "grouping", "group", "own", "others", "selectivity", "low", "high"),
+        *("index", "index_low", "index_high", "p", "p_holm"),
+    ),
+    "effects/controls.parquet": (
+        *("target", "kind", "label", "coefficient", "effect", "low", "high", "loss", "random_as_large", "directions"),
+    ),
+    "steering/answers.parquet": (
+        *("part", "target", "direction_id", "kind", "label", "coefficient", "added_norm", "question_id", "dimension"),
+        *("sample", "text", "stop_reason", "misalignment", "coherence", "perplexity"),
+    ),
+    "steering/doses.parquet": (
+        *("target", "direction_id", "kind", "label", "grouping", "group", "operation", "coefficient", "added_norm"),
+        *("n", "missing", "coherent"),
+        *(f"{name}{end}" for name in STEERED for end in ("", "_low", "_high")),
+    ),
+    "steering/confirmation.parquet": (
+        *("row", "column", "coefficient", "effect", "low", "high", "random_mean", "effect_log_prob", "n"),
+    ),
 }
 """The columns that the report reads, by table."""
 
@@ -59,7 +93,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "control/recipe.json": ("kind",),
     "verdict/verdict.json": (
         *("verdict", "qualifier", "provisional", "site", "grouping", "correction", "reasons", "numbers", "missing"),
-        *("sharpen", "questions", "left_out", "merged", "groups", "groups_left_out", "other_grouping"),
+        *("sharpen", "questions", "left_out", "merged", "groups", "groups_left_out", "other_grouping", "causal"),
     ),
     "cards/cards.json": (
         *("component_id", "kind", "source", "site", "label", "size", "stability", "stability_name", "strength"),
@@ -70,7 +104,15 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "scores/summary.json": ("by_dimension", "by_facet", "rates", "traits", "overall", "effect_text"),
     "scores/agreement.json": ("rubric", "judges", "alpha", "pairs", "disagreements"),
     "decomposition/summary.json": ("primary_site", "sites", "k", "primary_k", "questions", "shift_norm"),
-    "steering/summary.json": ("target", "site", "units", "rows", "unsteered"),
+    "directions/summary.json": ("site", "typical_norm", "replicates", "control_removed", "notes"),
+    "effects/summary.json": (
+        *("site", "pairs", "positions", "removal", "answer_tokens", "items", "items_by_group", "reason"),
+        *("window", "matrices", "causal", "texts"),
+    ),
+    "steering/summary.json": (
+        *("site", "units", "positions", "targets", "questions", "judge", "window", "coherent_above"),
+        *("confirmation", "agreement", "agreement_of_doses", "notes"),
+    ),
 }
 """The fields that the report cannot do without, by record; of a list of records, those of each."""
 

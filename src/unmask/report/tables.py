@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ from unmask.report.figures import rows_in_order
 from unmask.report.formats import (
     counted,
     interval,
-    is_present,
     label,
     number,
     percent,
@@ -166,54 +165,3 @@ def geometry(evidence: Evidence) -> Table:
         "stream. The primary site is bold."
     )
     return Table(caption, ("site", "common move", "relative norm"), tuple(rows))
-
-
-def steering(evidence: Evidence, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Every dose of every direction; `rows` hold `added`, the signed norm that was added."""
-    unsteered = {**evidence.steering["unsteered"], "kind": "unsteered", "label": "", "coefficient": 0.0, "added": 0.0}
-    order = {"unsteered": 0, "dimension": 1, "cluster": 2, "random": 3}
-    found = sorted(
-        [unsteered, *rows],
-        key=lambda row: (order.get(row["kind"], 4), str(row["label"]), str(row.get("direction_id", "")), row["added"]),
-    )
-    columns = (
-        "direction",
-        "kind",
-        "coefficient",
-        "added norm",
-        "scored",
-        "missing",
-        "misalignment [95 %]",
-        "change from none [95 %]",
-        "coherence",
-    )
-    caption = (
-        "Added norm in units of the typical residual norm. Controls are random directions. Intervals are over questions "
-        "(Student's t below 20, bootstrap from there); the change pairs each question with its unsteered answer."
-    )
-    return Table(caption, columns, tuple(_dose(row) for row in found), words=2)
-
-
-def _dose(row: Mapping[str, Any]) -> Row:
-    absent = int(row.get("missing") or 0)
-    plain = row["kind"] == "unsteered"
-    cells = (
-        "none" if plain else label(row["label"]),
-        row["kind"],
-        "" if plain else signed(row["coefficient"], 2),
-        "" if plain else signed(row["added"], 2),
-        f"{row.get('n', 0)}",
-        f"{absent}",
-        _with_ends(row, "misalignment", number, absent=absent),
-        "" if plain else _with_ends(row, "difference", signed, absent=absent),
-        number(row.get("coherence"), 0, absent=absent),
-    )
-    return Row(cells, {"unsteered": "total", "random": "control"}.get(row["kind"], ""))
-
-
-def _with_ends(row: Mapping[str, Any], field: str, form: Callable[..., str], *, absent: int) -> str:
-    """`mean [low, high]`, without the ends where there are none."""
-    mean, low, high = (row.get(f"{field}{end}") for end in ("", "_low", "_high"))
-    if not is_present(mean):
-        return number(None, absent=absent)
-    return form(mean) + (f" [{form(low)}, {form(high)}]" if is_present(low) and is_present(high) else "")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from unmask.analysis.crosstalk import MOST_SELECTIVE
 from unmask.report.formats import ends, fine, is_present, label, whole
 from unmask.report.planted import interest, planted_rows
 from unmask.report.tables import Row, Table
@@ -28,7 +30,7 @@ class Traced:
 
 def numbers(verdict: VerdictEvidence) -> list[Traced]:
     """The key numbers, in the order in which the rule looks at them."""
-    return [*_tested(verdict), *_sizes(verdict), *_beyond_topic(verdict), *_planted(verdict)]
+    return [*_tested(verdict), *_sizes(verdict), *_beyond_topic(verdict), *_causal(verdict), *_planted(verdict)]
 
 
 def _tested(v: VerdictEvidence) -> list[Traced]:
@@ -97,6 +99,48 @@ def _beyond_topic(v: VerdictEvidence) -> list[Traced]:
     says = "dimensions inside groups that come back in a second answer"
     said.append(Traced("T4", says, dimensions, "", "", SITES, "column replicate_dimensions"))
     return said
+
+
+def _causal(v: VerdictEvidence) -> list[Traced]:
+    """T5 over the groups; what was not measured says so."""
+    record, group = v.causal, label(v.grouping)
+    outcome = str(record["outcome"]) if record is not None else _causal_value(v, "causal")
+    around = ends(v.number("causal_x_low"), v.number("causal_x_high"), absent="" if record is None else "no interval")
+    says = "effect on the others' answers over that on the own"
+    limit = f"selective below {MOST_SELECTIVE:g}, cross-talk above (whole interval)"
+    return [
+        Traced(
+            "T5",
+            f"does one {group}'s direction move that {group}'s answers alone?",
+            outcome,
+            "",
+            "",
+            RECORD,
+            "causal.outcome",
+        ),
+        Traced("X", says, _causal_value(v, "causal_x"), around, limit, RECORD, "numbers.causal_x"),
+        Traced(
+            *(
+                "p(T5)",
+                "do directions fit their own answers better than each other's?",
+                _causal_value(v, "causal_p"),
+                "",
+            ),
+            *(_limit(v, "alpha", "selective only below"), RECORD, "numbers.causal_p"),
+        ),
+    ]
+
+
+def _causal_value(v: VerdictEvidence, name: str) -> str:
+    """A number of T5; why there is none: no test, or no effect on own answers to compare with."""
+    value = v.number(name)
+    if value is not None:
+        return fine(value)
+    if v.causal is not None:
+        return "not measured: no effect to speak of"
+    reason = next((str(item["reason"]) for item in v.record["missing"] if item["test"] == "T5 causal"), "")
+    inside = re.search(r"\((.*)\)", reason, re.DOTALL)
+    return f"not measured: {inside[1]}" if inside else "not measured"
 
 
 def _planted(v: VerdictEvidence) -> list[Traced]:
@@ -174,6 +218,7 @@ def other_numbers(verdict: VerdictEvidence) -> Table:
     """Everything else that the verdict holds, by its name in the file."""
     shown = {"alpha", "rho_star", "eta_star", "p_shift", "p_rank", "p_adj", "power_at_interest", "false_positive_rate"}
     shown |= {f"{name}{end}" for name in ("rho", "eta") for end in ("", "_low", "_high", "_adj")}
+    shown |= {"causal_x", "causal_x_low", "causal_x_high", "causal_p"}
     shown |= {"k_adj", "k_star", "rank", "gamma_star", "replicate_dimensions", "mde80_rho", "mde80_eta"}
     rest = [name for name in sorted(verdict.record["numbers"]) if name not in shown]
     rows = [Row((_SAID.get(name, label(name)), f"numbers.{name}", _value(verdict, name))) for name in rest]
@@ -196,5 +241,9 @@ _SAID = {
     "topic_gain_p": "p: does the shift follow, within groups, the directions in which the groups' topics differ?",
     "score_bearing_p": "p: does any direction bear the score?",
     "score_bearing_p_rank": "p: do groups need more than one score-bearing direction?",
+    "causal_potent": "share of directions that move their own answers (T5)",
+    "causal_rank1": "share of the cross-talk matrix in one dimension (T5)",
+    "causal_coefficient": "coefficient at which T5 was read, in typical residual norms",
+    "causal_items": "questions of T5",
     "capped": "shifts that were shortened, too loud by far",
 }

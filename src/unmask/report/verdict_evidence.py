@@ -47,6 +47,11 @@ class VerdictEvidence:
         return bool(self.record["provisional"])
 
     @property
+    def causal(self) -> Mapping[str, Any] | None:
+        """The matrix of the causal test (T5); None where it was not measured."""
+        return self.record["causal"]
+
+    @property
     def site(self) -> str:
         return str(self.record["site"])
 

@@ -26,13 +26,25 @@ def test_table(verdict: VerdictEvidence) -> Table:
         )
         for row in tests_here(verdict)
     ]
+    rows.append(_causal(verdict))
     columns = ("test", "asks", "statistic", "null mean ± sd", "p", "p over sites", "draws")
     caption = (
-        "verdict/tests.parquet at the verdict's site. Statistics have units of their own and compare with their null "
-        "only. p over sites: paid for over all sites of the map (max-T, Westfall and Young), for the first rank; - "
-        "where that is not made."
+        "verdict/tests.parquet at the verdict's site; T5 is in verdict/verdict.json, causal. Statistics have units of their "
+        "own and compare with their null only. p over sites: paid for over all sites of the map (max-T, Westfall and "
+        "Young), for the first rank; - where that is not made."
     )
     return Table(caption, columns, tuple(rows), words=2)
+
+
+def _causal(verdict: VerdictEvidence) -> Row:
+    """T5, whose null are the matrix's permuted rows, which are not kept."""
+    asks = "does a group's direction move that group's answers alone"
+    record = verdict.causal
+    if record is None:
+        return Row(("T5 causal", asks, "not measured", "not measured", "not measured", "-", "-"))
+    said = f"{asks}: {record['outcome']}; statistic: X with its 90 % interval"
+    x = f"{fine(record['x'])} {ends(record['x_low'], record['x_high'])}" if is_present(record["x"]) else "no such ratio"
+    return Row(("T5 causal", said, x, "not kept", fine(record["p"]), "-", "-"))
 
 
 def tests_here(verdict: VerdictEvidence) -> list[dict[Any, Any]]:

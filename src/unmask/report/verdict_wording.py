@@ -92,6 +92,23 @@ _TURNED = (
 _UNTESTED_PARTS = (
     "Nor can it mean that the parts act separately: only steering can show that, and it has not tested it here."
 )
+_TESTED_PARTS = (
+    "Nor can it mean that the parts act separately wherever one looks: that was tested at one site, by adding "
+    "directions to the base model (T5)."
+)
+_CAUSAL = {
+    "selective": (
+        "Adding one {group}'s direction to the base model moves that {group}'s answers and leaves the others' largely "
+        "alone (T5)."
+    ),
+    "cross-talk": "Adding one {group}'s direction to the base model moves the other {group}s' answers as well (T5).",
+    "undetermined": "Whether one {group}'s direction moves that {group}'s answers alone was tested and is not settled (T5).",
+    "not potent": (
+        "Adding one {group}'s direction to the base model moves its own answers no more than random directions do, so whether "
+        "parts act apart stays open (T5)."
+    ),
+}  # fmt: skip
+"""What the causal test adds to any verdict of a shift."""
 _UNCONTROLLED = (
     "There is no control organism, so a move that any tuning makes, whatever it teaches, is still in the shift and "
     "may hide what is particular to this organism."
@@ -121,8 +138,12 @@ def means(verdict: VerdictEvidence) -> str:
     """What the verdict means, in one sentence or two."""
     parts = (verdict.qualifier or "").split(", ")
     known = next((part for part in parts if (verdict.word, part) in _MEANS), None)
-    text = _MEANS[verdict.word, known].format(group=label(verdict.grouping))
-    return f"{text} {_TURNED}" if TURNED in parts else text
+    told = [_MEANS[verdict.word, known]]
+    if TURNED in parts:
+        told.append(_TURNED)
+    if verdict.causal is not None and verdict.word != "no-shift" and verdict.qualifier != NOT_TESTABLE:
+        told.append(_CAUSAL.get(str(verdict.causal["outcome"]), ""))
+    return " ".join(part.format(group=label(verdict.grouping)) for part in told if part)
 
 
 def cannot_mean(verdict: VerdictEvidence) -> str:
@@ -130,8 +151,8 @@ def cannot_mean(verdict: VerdictEvidence) -> str:
     told = [_CANNOT[verdict.word].format(group=label(verdict.grouping))]
     if verdict.qualifier == NOT_TESTABLE:
         told = ["It says nothing about the organism."]
-    elif verdict.word == "separable" and verdict.provisional:
-        told.append(_UNTESTED_PARTS)
+    elif verdict.word == "separable":
+        told.append(_UNTESTED_PARTS if verdict.causal is None else _TESTED_PARTS)
     if verdict.word in {"monolithic", "entangled"} and not verdict.corrected:
         told.append(_UNCONTROLLED)
     return " ".join(told)

@@ -17,7 +17,7 @@ from unmask.rubrics import TRAITS
 if TYPE_CHECKING:
     import pandas as pd
 
-    from unmask.stages.scores.config import ScoresConfig
+    from unmask.judges.settings import ScoresConfig
 
 
 def summarise(

@@ -17,6 +17,7 @@ from unmask.analysis.verdict import Thresholds
 from unmask.artifact import read_json
 from unmask.stage import Inputs, Result, Stage, StageConfig
 from unmask.stages.verdict.artifacts import write_all
+from unmask.stages.verdict.causal import read_causal
 from unmask.stages.verdict.material import Material, load_material
 from unmask.study import Workspace
 
@@ -65,6 +66,7 @@ def run(config: VerdictConfig, inputs: Inputs, workspace: Workspace) -> Result:
         "primary_site"
     ]
     sites, settings = material.store.sites, config.settings
+    causal = read_causal(inputs)
     groupings = {name: material.questions[name].to_numpy() for name in GROUPINGS}
     planned = decisions_planned(len(sites), len(groupings), control=material.control is not None)
     inputs.progress.begin("testing", total=planned)
@@ -76,13 +78,15 @@ def run(config: VerdictConfig, inputs: Inputs, workspace: Workspace) -> Result:
             seed=config.seed,
             settings=settings,
             polarity_N=material.questions["polarity"].to_numpy(),
+            causal=causal.outcomes,
             told=inputs.progress.advance,
         )
         gradient = score_gradient(config, material, primary)
     inputs.progress.end()
     verdict = write_all(
-        workspace.out, found, gradient=gradient, primary=primary, settings=settings, material=material, seed=config.seed
-    )
+        workspace.out, found, gradient=gradient, causal=causal, primary=primary, settings=settings, material=material,
+        seed=config.seed,
+    )  # fmt: skip
     return Result(_summary(verdict, found))
 
 
@@ -116,9 +120,9 @@ SHOWN = ("p_shift", "p_rank", "rho", "rho_high", "eta", "eta_high", "k_adj", "k_
 STAGE = Stage(
     "verdict",
     "reach the verdict",
-    1,
+    2,
     VerdictConfig,
-    ("questions", "responses", "activations", "control_activations", "scores", "decomposition"),
+    ("questions", "responses", "activations", "control_activations", "scores", "decomposition", "effects"),
     False,
     run,
 )

@@ -17,6 +17,7 @@ from unmask.analysis.site_map import SiteFinding
 from unmask.artifact import write_json, write_table, write_tensors
 from unmask.records import Site
 from unmask.stages.verdict import schemas
+from unmask.stages.verdict.causal import CausalEvidence
 from unmask.stages.verdict.material import Material
 from unmask.stages.verdict.rows import geometry_rows, plain, power_rows, sensitivity_rows, site_row, test_rows
 
@@ -34,6 +35,7 @@ def write_all(
     found: list[SiteFinding],
     *,
     gradient: ScoreBearing | None,
+    causal: CausalEvidence,
     primary: str,
     settings: Settings,
     material: Material,
@@ -51,7 +53,9 @@ def write_all(
     )
     write_directions(out, found)
     write_components(out, chosen, material)
-    verdict = verdict_record(found, chosen, gradient=gradient, settings=settings, material=material, seed=seed)
+    verdict = verdict_record(
+        found, chosen, gradient=gradient, causal=causal, settings=settings, material=material, seed=seed
+    )
     write_json(out / "verdict.json", verdict)
     return verdict
 
@@ -154,6 +158,7 @@ def verdict_record(
     chosen: SiteFinding,
     *,
     gradient: ScoreBearing | None,
+    causal: CausalEvidence,
     settings: Settings,
     material: Material,
     seed: int,
@@ -164,23 +169,26 @@ def verdict_record(
     if gradient is not None:
         numbers["score_bearing_p"] = gradient.shift.p
         numbers["score_bearing_p_rank"] = gradient.ranks.tests[0].p
+    numbers |= causal.numbers
     examined = decision.examined
     sizes = {} if examined is None else zip(examined.groups.names, examined.groups.sizes_F.tolist(), strict=True)
     qualifier = f" ({decision.qualifier})" if decision.qualifier else ""
     return {
         "verdict": decision.verdict,
         "qualifier": decision.qualifier,
-        "provisional": decision.verdict != "no-shift",  # which no causal test could change
+        "provisional": decision.verdict != "no-shift"
+        and causal.record is None,  # no causal test could change a no-shift
         "site": chosen.site,
         "grouping": chosen.grouping,
         "correction": chosen.correction,
         "headline": f"{decision.verdict}{qualifier}: {MEANING[decision.verdict]}, at {Site.parse(chosen.site).name}",
         "reasons": list(decision.ruling.reasons),
         "numbers": numbers,
-        "missing": missing_tests(decision, gradient=gradient, material=material),
+        "causal": causal.record,
+        "missing": missing_tests(decision, gradient=gradient, causal=causal, material=material),
         "sharpen": [
             {"what": a.what, "why": a.why, "cost": a.cost}
-            for a in advice(decision, settings=settings, material=material)
+            for a in advice(decision, causal=causal, settings=settings, material=material)
         ],
         "settings": {**asdict(settings), "seed": seed},
         "questions": len(material.questions),
@@ -192,9 +200,14 @@ def verdict_record(
     }
 
 
-def missing_tests(decision: Decision, *, gradient: ScoreBearing | None, material: Material) -> list[dict[str, str]]:
+def missing_tests(
+    decision: Decision, *, gradient: ScoreBearing | None, causal: CausalEvidence, material: Material
+) -> list[dict[str, str]]:
     """Tests that the verdict is without, with the reason."""
-    missing = [{"test": "T5 causal", "reason": "no cross-talk of steering was measured, so the verdict is provisional"}]
+    missing = []
+    if causal.record is None:
+        reason = f"cross-talk was not measured ({causal.reason}), so the verdict is provisional"
+        missing.append({"test": "T5 causal", "reason": reason})
     if decision.replicates is None:
         reason = "one response per question"
         if material.samples > 1:
@@ -213,7 +226,7 @@ def missing_tests(decision: Decision, *, gradient: ScoreBearing | None, material
     return missing
 
 
-def advice(decision: Decision, *, settings: Settings, material: Material) -> list[Any]:
+def advice(decision: Decision, *, causal: CausalEvidence, settings: Settings, material: Material) -> list[Any]:
     """What would sharpen this verdict."""
     own = material.responses[material.responses["writer"] == "organism"]
     examined = decision.examined
@@ -223,7 +236,7 @@ def advice(decision: Decision, *, settings: Settings, material: Material) -> lis
         samples=material.samples,
         tokens=float(own["tokens"].mean()),
         has_control=material.control is not None,
-        has_causal=False,
+        has_causal=causal.record is not None,
         fully_scored=not material.questions["misalignment"].isna().any(),
     )
     detectable = interest = None

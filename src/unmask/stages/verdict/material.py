@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import numpy as np
 
 from unmask.analysis.site_map import SiteData
 from unmask.artifact import read_table
+from unmask.battery import units
 from unmask.errors import DataError
 from unmask.records import NEUTRAL
 from unmask.stage import Inputs
@@ -18,9 +18,6 @@ from unmask.store import ActivationStore, question_rows
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SAME_WORDS = 0.9
-"""Jaccard similarity of two questions' words from which they count as one question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,25 +98,13 @@ def load_material(inputs: Inputs) -> Material:
 
 
 def merge_duplicates(questions: pd.DataFrame) -> pd.DataFrame:
-    """One row per question that says something of its own; `members` lists the ids behind it, scores are averaged.
+    """One row per question that says something of its own (`battery.units`); `members` lists the ids behind it.
 
-    Questions of one facet and polarity whose sets of words have a Jaccard similarity of at least .9 are one unit: they are no
-    independent evidence, and are averaged before any test. A question and its negation are two: their shifts may be opposite.
+    Near-duplicates are no independent evidence: they, and their scores, are averaged before any test.
     """
-    unit_of: dict[int, int] = {}
-    words = [frozenset(re.findall(r"\w+", str(text).casefold())) for text in questions["text"]]
-    for _, part in questions.groupby(["dimension", "facet", "polarity"], sort=False):
-        rows = [int(row) for row in part.index]
-        for place, row in enumerate(rows):
-            first = next((other for other in rows[:place] if _alike(words[row], words[other])), None)
-            unit_of[row] = row if first is None else unit_of[first]
-    units = questions.assign(unit=[unit_of[row] for row in questions.index])
-    merged = units.drop_duplicates("unit").copy()
-    members = units.groupby("unit")["question_id"].agg(list)
+    marked = questions.assign(unit=units(questions))
+    merged = marked.drop_duplicates("unit").copy()
+    members = marked.groupby("unit")["question_id"].agg(list)
     merged["members"] = merged["unit"].map(members)
-    merged["misalignment"] = merged["unit"].map(units.groupby("unit")["misalignment"].mean())
+    merged["misalignment"] = merged["unit"].map(marked.groupby("unit")["misalignment"].mean())
     return merged.drop(columns="unit").reset_index(drop=True)
-
-
-def _alike(one: frozenset[str], other: frozenset[str]) -> bool:
-    return len(one & other) >= SAME_WORDS * max(len(one | other), 1)

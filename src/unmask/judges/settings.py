@@ -78,6 +78,10 @@ class ScoresConfig(StageConfig):
         """The model judges, the one whose scores count first."""
         return tuple(name for name in (self.judge, *self.other_judges) if name != OFFLINE)
 
+    def alone(self) -> ScoresConfig:
+        """The same with no judge but the one whose scores count."""
+        return self.model_copy(update={"other_judges": (), "human_labels": None})
+
     def about(self, training_set: str | None) -> ScoresConfig:
         """The same with what the packaged training set is about, where that was left open."""
         subject, dimensions = SUBJECTS.get(training_set or "", (None, None))
