@@ -134,8 +134,7 @@ def _effects(
     if planted is not None:
         losses = by_items(effect_rows, column="loss", items=items["question_id"].tolist())
         window = windows(CONFIG, losses)
-        chosen = {target: each["chosen"] for target, each in window.items()}
-        measured = list(matrices.matrices(CONFIG, effect_rows, items, chosen))
+        measured = list(matrices.matrices(CONFIG, effect_rows, items, window))
         doses = list(tables.dose_rows(CONFIG, effect_rows, losses, items, window))
         controls = list(tables.control_rows(CONFIG, effect_rows, losses, items))
     write_table(out / "doses.parquet", doses, schema=tables.DOSES)
@@ -152,6 +151,7 @@ def _effects(
             "left_out": {"no pair of answers": 3},
             "reason": None if planted else UNMEASURED,
         },
+        "kinds_missing": [],
         "items_by_group": items.groupby("dimension", sort=False).size().to_dict(),
         **{"window": window, "matrices": records, "causal": own[0] if own else None},
         "texts": [sentence(matrix) for matrix in measured],

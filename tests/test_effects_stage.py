@@ -90,6 +90,7 @@ def test_a_question_is_not_tested_with_a_direction_that_it_went_into() -> None:
     ("changes", "message"),
     [
         ({"coefficients": (-1.0,)}, "one above 0"),
+        ({"coefficients": (float("inf"), 1.0)}, "finite"),
         ({"coefficients": (0.0, 1.0)}, "leave it out"),
         ({"coefficients": (1.0, 1.0)}, "twice"),
         ({"removals": (1.5,)}, "less than or equal to 1"),
@@ -137,7 +138,8 @@ QUICK = EffectsConfig(resamples=200, permutations=99, coefficients=(0.5,))
 
 
 def matrix_of(effects: pd.DataFrame, chosen: float | None = 0.5) -> matrices.Matrix:
-    (found,) = matrices.matrices(QUICK, effects, items_table(), {"base": chosen})
+    window = {"base": {"kinds": {"dimension": {"chosen": chosen}}}}
+    (found,) = matrices.matrices(QUICK, effects, items_table(), window)
     return found
 
 
@@ -180,18 +182,42 @@ def test_the_window_ends_where_any_direction_costs_too_much() -> None:
     effects = effects_table(np.eye(3), coefficients=(0.25, 0.5, 1.0), loss=0.3)
     effects.loc[(effects["coefficient"] == 1.0) & (effects["group"] == "morals"), "loss"] = 0.9
     losses = by_items(effects, column="loss", items=items_table()["question_id"].tolist())
-    window = windows(EffectsConfig(most_loss=0.5), losses)["base"]
-    assert window["coefficients"] == [0.25, 0.5, 1.0]
-    assert window["coherent"] == [True, True, False]
+    config = EffectsConfig(most_loss=0.5, coefficients=(0.25, 0.5, 1.0, 2.0))
+    window = windows(config, losses)["base"]
+    assert window["coefficients"] == [0.25, 0.5, 1.0, 2.0]
+    assert window["coherent"] == [True, True, False, False]
+    assert window["largest_loss"][3] is None  # never measured, so not coherent
+    assert window["kinds"]["dimension"]["chosen"] == 0.5
     assert window["chosen"] == 0.5
     assert window["largest_loss"][2] == pytest.approx(0.9)
+
+
+def test_the_dose_of_a_matrix_hangs_on_no_other_kind() -> None:
+    effects = effects_table(np.eye(3), coefficients=(0.25, 0.5))
+    other = effects[effects["kind"] == "dimension"].assign(
+        kind="file", loss=9.0, grouping=None, group=None, label="mine"
+    )
+    losses = by_items(pd.concat([effects, other]), column="loss", items=items_table()["question_id"].tolist())
+    window = windows(EffectsConfig(coefficients=(0.25, 0.5)), losses)["base"]
+    assert window["chosen"] == window["kinds"]["dimension"]["chosen"] == 0.5
+    assert window["kinds"]["file"]["chosen"] is None
+
+
+def test_a_group_with_a_direction_from_one_half_alone_takes_no_question_from_the_others() -> None:
+    effects = effects_table(np.eye(3), replicates=1)
+    effects = effects[~((effects["group"] == "politics") & (effects["half"] == "a"))]
+    found = matrix_of(effects)
+    assert found.found is not None
+    assert found.found.names == ("finance", "morals")
+    assert found.found.items == 40
+    assert found.groups_left_out == ("politics",)
 
 
 def test_doses_tell_own_items_from_others_and_controls_are_summed_up() -> None:
     effects = effects_table(np.eye(3), coefficients=(0.5, 1.0))
     items = items_table()
     losses = by_items(effects, column="loss", items=items["question_id"].tolist())
-    window = windows(QUICK, losses)
+    window = windows(EffectsConfig(coefficients=(0.5, 1.0)), losses)
     doses = list(tables.dose_rows(QUICK, effects, losses, items, window))
     assert len(doses) == 6
     for row in doses:

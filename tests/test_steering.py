@@ -152,6 +152,7 @@ def write_effects(folder: Path, *, rng: np.random.Generator, chosen: float | Non
             "target": target,
             "kind": kind,
             "label": label,
+            "operation": "add" if target == "base" else "ablate",
             "coefficient": coefficient,
             "all": float(rng.normal()),
         }
@@ -640,7 +641,8 @@ def test_taking_the_persona_away_counts_as_the_stage_effects_counts_it() -> None
     rows, log_prob = [], []
     for number in range(6):
         for target, sign in (("base", 1), ("organism", -1)):
-            name = {"target": target, "kind": "cluster", "label": f"{number}", "coefficient": 1.0}
+            done = "add" if target == "base" else "ablate"
+            name = {"target": target, "kind": "cluster", "label": f"{number}", "operation": done, "coefficient": 1.0}
             rows.append({**name, "direction_id": f"c{number}", "difference": sign * number * 10.0})
             log_prob.append({**name, "all": float(number)})
     rows.append({**rows[0], "label": "unknown", "difference": 1e6})

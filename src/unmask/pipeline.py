@@ -255,10 +255,21 @@ class StudyPipeline:
             site for site in sites if site.point not in ("resid_pre", "resid_post")
         ]:  # every decoder has those
             check_on_architecture(model, others, trust_remote_code=config.base.trust_remote_code)
-        decomposition.primary_site(config.decomposition, list(sites))
+        primary = decomposition.primary_site(config.decomposition, list(sites))
+        directions.check(config.directions, self.study.folder, site=primary, width=int(model.hidden_size))
+        self._check_kinds()
         judging = (scores.STAGE.name, steering.STAGE.name)
         if any(status.stage in judging and status.state != "done" for status in self.status()):
             scores.check(config.scores.about(config.organism.training_set))
+
+    def _check_kinds(self) -> None:
+        """Raise ConfigError where steering wants only directions that none are made of."""
+        made, wanted = self.config.directions.kinds, self.config.steering.kinds
+        if not {*wanted} & {*made, "control", "file"}:
+            raise ConfigError(
+                f"steering.kinds is {listed(wanted)}, and directions.kinds makes none of these",
+                mend="Add a kind to directions.kinds, or change steering.kinds",
+            )
 
     def _check_tuned(self, tuned: TunedConfig) -> None:
         from unmask.models.organisms import check_adapter_base, check_same_shape, read_adapter_config

@@ -24,12 +24,17 @@ LEAST_IN_CONTRAST = 2
 
 
 def halves(units_N: np.ndarray, *, rng: np.random.Generator) -> np.ndarray:
-    """A random half of the questions (bool, N): half of every stratum in `units_N`, an odd one out going either way by chance."""
+    """A random half of the questions (bool, N): half of every stratum in `units_N`.
+
+    The odd ones out go this way and that in turn, in a random order of the strata: the halves differ by one question at most.
+    """
     codes_N = np.unique(np.asarray(units_N).astype(str), return_inverse=True)[1]
     half_N = np.zeros(len(codes_N), dtype=bool)
-    for code in range(int(codes_N.max(initial=-1)) + 1):
+    more = bool(rng.integers(2))
+    for code in rng.permutation(int(codes_N.max(initial=-1)) + 1):
         members = rng.permutation(np.flatnonzero(codes_N == code))
-        half_N[members[: (len(members) + int(rng.integers(2))) // 2]] = True
+        half_N[members[: (len(members) + more) // 2]] = True
+        more ^= len(members) % 2 == 1
     return half_N
 
 
@@ -72,6 +77,22 @@ def score_contrast(acts_ND: np.ndarray, scores_N: np.ndarray, *, share: float = 
         raise ValueError("all scores are equal: there is nothing to contrast")
     rows_ND = finite_rows(np.asarray(acts_ND)[scored_N], name="the activations")
     return (_places(scores_N, count) - _places(-scores_N, count)) @ rows_ND / count
+
+
+def in_order_of(parts_KD: np.ndarray, reference_KD: np.ndarray) -> np.ndarray:
+    """Components (K x D) put into the order, and given the signs, of those reference components that they are most like.
+
+    The assignment with the largest sum of |cosines|. Two halves' components may stand in another order, and a sign is arbitrary.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    units, others = (
+        rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300) for rows in (parts_KD, reference_KD)
+    )
+    cosines_KK = others @ units.T
+    rows, columns = linear_sum_assignment(-np.abs(cosines_KK))
+    signs = np.where(cosines_KK[rows, columns] < 0, -1.0, 1.0)
+    return parts_KD[columns] * signs[:, None]
 
 
 def _places(scores_N: np.ndarray, count: int) -> np.ndarray:

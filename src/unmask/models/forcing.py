@@ -61,7 +61,8 @@ class Forcing:
     """Prompts and their answers, run once without intervention, ready to be run again from the site's layer on.
 
     `with Forcing(loaded, site, prompts, answers) as forcing: forcing.under(...)`. `plain_NA` is each answer's mean
-    log-probability per token (nats) in the plain model. Agrees with whole forward passes to rounding (1e-4 is tested).
+    log-probability per token (nats) in the plain model. Agrees with whole passes to rounding (1e-4 in float32 is
+    tested).
     """
 
     def __init__(

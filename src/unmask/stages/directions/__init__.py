@@ -16,9 +16,11 @@ import pyarrow as pa
 
 from unmask.analysis.threads import one_thread
 from unmask.artifact import digest_file, write_json, write_table, write_tensors
+from unmask.errors import ConfigError, DataError
+from unmask.records import Site
 from unmask.stage import Inputs, Result, Stage
 from unmask.stages.directions.config import KINDS, DirectionsConfig
-from unmask.stages.directions.making import Made, halved, make_controls, make_directions, with_half
+from unmask.stages.directions.making import Made, halved, like_whole, make_controls, make_directions, with_half
 from unmask.stages.directions.material import Material, load_material
 from unmask.study import Workspace
 
@@ -47,18 +49,32 @@ HALVES = pa.schema(
 """A row per question and replicate; `unit` is the question that it says the same as, mostly itself."""
 
 
+LEAST_IN_HALF = 2
+"""Questions of a half."""
+
+
+def check(config: DirectionsConfig, study_folder: Path, *, site: Site, width: int) -> None:
+    """Raise ConfigError for a direction file that is not there or does not fit, or two that would bear one name."""
+    _own(config, study_folder, site=site, width=width)
+
+
 def external(config: DirectionsConfig, study_folder: Path) -> dict[str, str]:
     return {f"directions:{name}": digest_file(_file(name, study_folder)) for name in config.files}
 
 
 def run(config: DirectionsConfig, inputs: Inputs, workspace: Workspace) -> Result:
-    material = load_material(inputs, remove_control=config.remove_control)
+    material = load_material(inputs)
     halves = halved(material, config.replicates, seed=config.seed)
+    if min(min(inside_N.sum(), (~inside_N).sum()) for inside_N in halves) < LEAST_IN_HALF:
+        raise DataError(
+            f"{len(material.questions)} questions do not make two halves that say something of their own",
+            mend="Raise questions.per_dimension",
+        )
     inputs.progress.begin("directions", total=1 + 2 * len(halves))
     everyone_N = np.ones(len(material.questions), dtype=bool)
     notes: dict[str, None] = {}
     with one_thread():  # sums must not depend on how many there are
-        found = _own(config, inputs.study_folder, material)
+        found = _own(config, inputs.study_folder, site=material.site, width=material.base_ND.shape[1])
         found += make_controls(config, material, rng=np.random.default_rng([config.seed, 1]))
         whole, problems = make_directions(config, material, everyone_N, rng=np.random.default_rng([config.seed, 2]))
         found += [one for one in whole if one.kind != "shuffled"]
@@ -68,7 +84,7 @@ def run(config: DirectionsConfig, inputs: Inputs, workspace: Workspace) -> Resul
             for half, chosen_N in (("a", inside_N), ("b", ~inside_N)):
                 rng = np.random.default_rng([config.seed, 3, replicate, int(half == "b")])
                 made, problems = make_directions(config, material, chosen_N, rng=rng)
-                found += with_half(made, replicate, half)
+                found += with_half(like_whole(made, whole), replicate, half)
                 notes |= dict.fromkeys(problems)
                 inputs.progress.advance()
     inputs.progress.end()
@@ -81,7 +97,7 @@ def run(config: DirectionsConfig, inputs: Inputs, workspace: Workspace) -> Resul
     )
     write_table(workspace.out / "halves.parquet", _half_rows(material, halves), schema=HALVES)
     kinds = sorted({one.kind for one in found})
-    removed = config.remove_control and material.control_D is not None
+    removed = config.remove_control and any(one.kind == "control" for one in found)
     summary = {
         "site": material.site.name,
         "typical_norm": material.typical_norm,
@@ -132,25 +148,35 @@ def tensors(found: list[Made]) -> dict[str, np.ndarray]:
     return named
 
 
-def _own(config: DirectionsConfig, study_folder: Path, material: Material) -> list[Made]:
+def _own(config: DirectionsConfig, study_folder: Path, *, site: Site, width: int) -> list[Made]:
     """The user's own directions."""
     if not config.files:
         return []
     from unmask.control_vectors import read_direction_file
 
-    width = material.base_ND.shape[1]
     found = []
     for name in config.files:
         path = _file(name, study_folder)
-        for tensor, vector_D in read_direction_file(path, site=material.site, width=width).items():
+        for tensor, vector_D in read_direction_file(path, site=site, width=width).items():
             text = f"{tensor} of {path.name}"
             found.append(Made("file", f"file-{path.stem}-{tensor}", text, np.asarray(vector_D, dtype=np.float64), 0))
+    names = [one.name for one in found]
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        raise ConfigError(
+            f"two of directions.files give a direction {twice[0]!r}", mend="Rename one of the files or its tensor"
+        )
     return found
 
 
 def _file(name: str, study_folder: Path) -> Path:
     path = Path(name).expanduser()
-    return path if path.is_absolute() else study_folder / path
+    path = path if path.is_absolute() else study_folder / path
+    if not path.is_file():
+        raise ConfigError(
+            f"directions.files names {name}, and {path} is no file",
+            mend="Name a safetensors file or a GGUF control vector",
+        )
+    return path
 
 
 def _half_rows(material: Material, halves: list[np.ndarray]) -> list[dict[str, Any]]:

@@ -49,6 +49,11 @@ def make_directions(
     labels = material.questions[chosen_N].reset_index(drop=True)
     made: list[Made] = []
     count = len(labels)
+    control_D = control_shift(material, chosen_N)
+    if control_D is not None:
+        made.append(Made("control", "control", "mean shift of the control organism", control_D, count))
+        if config.remove_control:
+            shift_ND = shift_ND - control_D
     if "shared" in config.kinds:
         made.append(Made("shared", "shared", "mean shift of all questions", shift_ND.mean(axis=0), count))
     for grouping in GROUPINGS:
@@ -61,18 +66,55 @@ def make_directions(
             size = int((dimension_N == group).sum())
             text = f"{group}: mean shift less the shared one"
             made.append(Made("specific", f"specific-{group}", text, vector_D, size, "dimension", group))
-    if "component" in config.kinds:
-        count_wanted = min(config.components, count - 1)
-        for number, vector_D in enumerate(extraction.shift_components(shift_ND, count_wanted), start=1):
-            text = f"principal component {number} of the shift"
-            made.append(Made("component", f"component-{number}", text, vector_D, count))
-    made += _shuffled(material, shift_ND, labels["dimension"].to_numpy(), rng)
-    scored, notes = _from_scores(config, material, chosen_N, count)
-    return made + scored, notes
+    components, notes = _components(config, shift_ND)
+    made += components
+    made += _shuffled(shift_ND, labels["dimension"].to_numpy(), rng)
+    scored, problems = _from_scores(config, material, chosen_N)
+    return made + scored, notes + problems
+
+
+def _components(config: DirectionsConfig, shift_ND: np.ndarray) -> tuple[list[Made], list[str]]:
+    """The leading components of the shift, and why there are none."""
+    if "component" not in config.kinds:
+        return [], []
+    try:
+        parts_KD = extraction.shift_components(shift_ND, min(config.components, len(shift_ND) - 1))
+    except ValueError as error:
+        return [], [f"component: {error}"]
+    made = [
+        Made("component", f"component-{number}", f"principal component {number} of the shift", part_D, len(shift_ND))
+        for number, part_D in enumerate(parts_KD, start=1)
+    ]
+    return made, []
+
+
+def control_shift(material: Material, chosen_N: np.ndarray) -> np.ndarray | None:
+    """The control organism's mean shift (D) over those chosen questions that it read; None where there is none."""
+    if material.control_ND is None:
+        return None
+    rows_ND = material.control_ND[chosen_N]
+    rows_ND = rows_ND[np.isfinite(rows_ND).all(axis=1)]
+    return rows_ND.mean(axis=0) if len(rows_ND) else None
+
+
+def tensor_of(made: Made) -> np.ndarray:
+    """The vector of one that is no eraser."""
+    assert made.vector_D is not None
+    return made.vector_D
+
+
+def like_whole(made: list[Made], whole: list[Made]) -> list[Made]:
+    """The components of a half in the order and with the signs of those of all questions."""
+    ours, theirs = ([one for one in each if one.kind == "component"] for each in (made, whole))
+    if not ours or len(ours) != len(theirs):
+        return made
+    vectors = extraction.in_order_of(*(np.stack([tensor_of(one) for one in each]) for each in (ours, theirs)))
+    turned = iter(vectors)
+    return [replace(one, vector_D=next(turned)) if one.kind == "component" else one for one in made]
 
 
 def make_controls(config: DirectionsConfig, material: Material, *, rng: np.random.Generator) -> list[Made]:
-    """Random directions, each as long as one of the dimensions' mean shifts, and the control organism's mean shift."""
+    """Random directions, each as long as one of the dimensions' mean shifts (1 where these are zero)."""
     dimension_N = material.questions["dimension"].to_numpy()
     norms = [
         float(np.linalg.norm(mean_D)) for mean_D in extraction.group_means(material.shift_ND, dimension_N).values()
@@ -85,13 +127,10 @@ def make_controls(config: DirectionsConfig, material: Material, *, rng: np.rando
             if spans
             else extraction.random_isotropic(rng, material.base_ND.shape[1])
         )
-        vector_D = vector_D * (norms[number % len(norms)] / np.linalg.norm(vector_D))
+        vector_D = vector_D * ((norms[number % len(norms)] or 1.0) / np.linalg.norm(vector_D))
         kind, text = ("random-span", "in the span of activations") if spans else ("random-isotropic", "isotropic")
         name = f"{kind}-{number // 2}"
         found.append(Made(kind, name, f"random {number // 2}, {text}", vector_D, 0))
-    if material.control_D is not None:
-        count = len(material.questions)
-        found.append(Made("control", "control", "mean shift of the control organism", material.control_D, count))
     return found
 
 
@@ -122,37 +161,43 @@ def _by_group(grouping: str, shift_ND: np.ndarray, groups_N: np.ndarray, *, k: i
             yield Made(grouping, f"{grouping}-{group}", text, mean_D, size, grouping, group)
 
 
-def _shuffled(
-    material: Material, shift_ND: np.ndarray, groups_N: np.ndarray, rng: np.random.Generator
-) -> Iterator[Made]:
+def _shuffled(shift_ND: np.ndarray, groups_N: np.ndarray, rng: np.random.Generator) -> Iterator[Made]:
     """Mean shifts of random sets of questions as large as the dimensions: what a dimension's label is worth."""
     names, sizes = np.unique(groups_N, return_counts=True)
     vectors = extraction.shuffled_group_means(shift_ND, sizes.tolist(), rng)
     for number, (name, size, vector_D) in enumerate(zip(names, sizes, vectors, strict=True)):
-        text = f"mean shift of {size} random questions (as many as {name})"
+        text = f"mean shift of random questions, as many as {name}"
         yield Made("shuffled", f"shuffled-{number}", text, vector_D, int(size))
 
 
-def _from_scores(
-    config: DirectionsConfig, material: Material, chosen_N: np.ndarray, count: int
-) -> tuple[list[Made], list[str]]:
+def _from_scores(config: DirectionsConfig, material: Material, chosen_N: np.ndarray) -> tuple[list[Made], list[str]]:
     """Contrasts, probes and erasers of high- against low-scored answers."""
     made: list[Made] = []
     notes: list[str] = []
+    dimension_N = material.questions["dimension"].to_numpy()
     for kind in ("score", "probe", "leace", "inlp"):
         if kind not in config.kinds:
             continue
         answers = material.read_by_organism if kind in ("leace", "inlp") else material.read_by_base
         inside_R = chosen_N[answers.question_R] & np.isfinite(answers.scores_R)
         try:
-            made.append(_from_answers(kind, config, answers, inside_R, count))
+            made.append(_from_answers(kind, config, answers, inside_R, dimension_N=dimension_N))
         except ValueError as error:
             notes.append(f"{kind}: {error}")
     return made, notes
 
 
-def _from_answers(kind: str, config: DirectionsConfig, answers: Answers, inside_R: np.ndarray, count: int) -> Made:
+def _from_answers(
+    kind: str, config: DirectionsConfig, answers: Answers, inside_R: np.ndarray, *, dimension_N: np.ndarray
+) -> Made:
     acts_RD, scores_R = answers.acts_RD[inside_R], answers.scores_R[inside_R]
+    if not len(scores_R):
+        raise ValueError("no answer has a score")
+    count = len(np.unique(answers.question_R[inside_R]))
+    raw_mean_D = acts_RD.mean(axis=0)
+    acts_RD = acts_RD - _own_means(
+        acts_RD, dimension_N[answers.question_R[inside_R]]
+    )  # what is left tells answers apart, not topics
     if kind == "score":
         vector_D = extraction.score_contrast(acts_RD, scores_R, share=config.score_share)
         return Made(kind, kind, "high- less low-scored answers, as the base reads them", vector_D, count)
@@ -163,7 +208,15 @@ def _from_answers(kind: str, config: DirectionsConfig, answers: Answers, inside_
         vector_D = extraction.ridge_probe(acts_RD, high_R.astype(float), penalty=config.penalty)
         return Made(kind, kind, "ridge probe of high- against low-scored answers", vector_D, count)
     if kind == "leace":
-        eraser = erasure.leace(acts_RD, high_R.astype(float)[:, None])
+        eraser = replace(erasure.leace(acts_RD, high_R.astype(float)[:, None]), centre_D=raw_mean_D)
         return Made(kind, kind, "LEACE eraser of high against low scores", None, count, eraser=eraser)
-    eraser = erasure.inlp(acts_RD, high_R.astype(int), steps=4)
+    eraser = replace(erasure.inlp(acts_RD, high_R.astype(int), steps=4), centre_D=raw_mean_D)
     return Made(kind, kind, "INLP eraser of high against low scores", None, count, eraser=eraser)
+
+
+def _own_means(acts_RD: np.ndarray, labels_R: np.ndarray) -> np.ndarray:
+    """For each answer the mean over all answers to questions of its dimension (R x D)."""
+    means_RD = np.empty_like(acts_RD)
+    for label in np.unique(labels_R):
+        means_RD[labels_R == label] = acts_RD[labels_R == label].mean(axis=0)
+    return means_RD

@@ -23,19 +23,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Answers of both models as one reader saw them: activations less their dimension's mean, and scores (NaN: missing)."""
+    """Answers of both models as one reader saw them: activations, scores (NaN: missing), rows of `Material.questions`."""
 
     acts_RD: np.ndarray
     scores_R: np.ndarray
     question_R: np.ndarray
-    """Rows of `Material.questions`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Material:
     """Questions (question_id, dimension, facet, cluster, unit), their shifts, and their answers.
 
-    `shift_ND` is on the organism's text, less the control's mean shift (`control_D`) where that is wanted and there.
+    Shifts are on the organism's text; `control_ND` is the control organism's, NaN where it was not read, None without a control.
     """
 
     questions: pd.DataFrame
@@ -43,13 +42,13 @@ class Material:
     typical_norm: float
     shift_ND: np.ndarray
     base_ND: np.ndarray
-    control_D: np.ndarray | None
+    control_ND: np.ndarray | None
     read_by_base: Answers
     read_by_organism: Answers
     primary_k: int
 
 
-def load_material(inputs: Inputs, *, remove_control: bool) -> Material:
+def load_material(inputs: Inputs) -> Material:
     """Read what the study collected at its primary site. Raises DataError where fewer than 4 questions have clusters."""
     folders, rebuild = inputs.folders, inputs.rebuild
     summary = read_json(folders["decomposition"] / "summary.json", rebuild=f"{rebuild} decomposition")
@@ -70,10 +69,7 @@ def load_material(inputs: Inputs, *, remove_control: bool) -> Material:
         return np.stack([means[name] for name in questions["question_id"]])
 
     shift_ND = by_question(read["organism"] - read["base"])
-    asked = responses[responses["question_id"].isin(set(questions["question_id"]))]
-    control_D = _control(inputs, site, ids, read["base"], asked)
-    if remove_control and control_D is not None:
-        shift_ND = shift_ND - control_D
+    control = _control(inputs, site, ids, read["base"], responses)
     scored = _scored(inputs, ids, responses, questions)
     return Material(
         questions=questions,
@@ -81,9 +77,9 @@ def load_material(inputs: Inputs, *, remove_control: bool) -> Material:
         typical_norm=float(summary["shift_norm"][site.name]["typical_norm"]),
         shift_ND=shift_ND,
         base_ND=by_question(read["base"]),
-        control_D=control_D,
-        read_by_base=_answers(read["base"], scored, questions),
-        read_by_organism=_answers(read["organism"], scored[scored["writer"] == "organism"], questions),
+        control_ND=_rows(control, questions["question_id"].tolist(), width=shift_ND.shape[1]),
+        read_by_base=_answers(read["base"], scored),
+        read_by_organism=_answers(read["organism"], scored[scored["writer"] == "organism"]),
         primary_k=k,
     )
 
@@ -104,17 +100,22 @@ def _questions(inputs: Inputs, site: Site, k: int) -> pd.DataFrame:
 
 def _control(
     inputs: Inputs, site: Site, ids: list[str], base_RD: np.ndarray, responses: pd.DataFrame
-) -> np.ndarray | None:
-    """The control organism's mean shift (D) over the questions of `responses`, on the organism's text; None without a control."""
+) -> dict[str, np.ndarray] | None:
+    """The control organism's shift (D) by question, on the organism's text; None without a control."""
     control = ActivationStore.open(inputs.folders["control_activations"])
     if not control.shards:
         return None
     row_of = {identity: row for row, identity in enumerate(ids)}
     control_ids = control.response_ids()
     away_RD = control.read(f"control/{site.name}").astype(np.float64) - base_RD[[row_of[name] for name in control_ids]]
-    means = question_means(away_RD, control_ids, responses, writer="organism")
-    rows = [mean_D for mean_D in means.values() if np.isfinite(mean_D).all()]
-    return np.mean(rows, axis=0) if rows else None
+    return question_means(away_RD, control_ids, responses, writer="organism")
+
+
+def _rows(by_question: dict[str, np.ndarray] | None, names: list[str], *, width: int) -> np.ndarray | None:
+    """A row per question, NaN where there is none; None where no question has one."""
+    if by_question is None or not any(name in by_question for name in names):
+        return None
+    return np.stack([by_question.get(name, np.full(width, np.nan)) for name in names])
 
 
 def _scored(inputs: Inputs, ids: list[str], responses: pd.DataFrame, questions: pd.DataFrame) -> pd.DataFrame:
@@ -129,11 +130,9 @@ def _scored(inputs: Inputs, ids: list[str], responses: pd.DataFrame, questions: 
     return answers.assign(row=answers["response_id"].map(row_of), question=answers["question_id"].map(place))
 
 
-def _answers(acts_RD: np.ndarray, scored: pd.DataFrame, questions: pd.DataFrame) -> Answers:
-    """Answers whose dimension's mean is taken off: what is left tells answers apart, not topics."""
-    kept_RD = acts_RD[scored["row"].to_numpy()]
-    labels_R = questions["dimension"].to_numpy()[scored["question"].to_numpy()]
-    centred_RD = kept_RD.copy()
-    for label in np.unique(labels_R):
-        centred_RD[labels_R == label] -= kept_RD[labels_R == label].mean(axis=0)
-    return Answers(centred_RD, scored["misalignment"].to_numpy(dtype=float), scored["question"].to_numpy())
+def _answers(acts_RD: np.ndarray, scored: pd.DataFrame) -> Answers:
+    return Answers(
+        acts_RD[scored["row"].to_numpy()],
+        scored["misalignment"].to_numpy(dtype=float),
+        scored["question"].to_numpy(),
+    )

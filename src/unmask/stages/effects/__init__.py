@@ -36,6 +36,8 @@ ITEMS = pa.schema(
         *((name, pa.float64()) for name in ("gap", "plain_base", "plain_organism")),
     ]
 )
+LEAST_ITEMS = 4
+"""Items below which nothing is measured."""
 CAUSAL = ("base", "dimension")
 """Target and kind of the matrix that the verdict reads: mean shifts by dimension, added to the base."""
 
@@ -49,6 +51,10 @@ def run(config: EffectsConfig, inputs: Inputs, workspace: Workspace) -> Result:
     items, left_out = choose_items(config, inputs)
     directions = Directions.read(inputs)
     reason = why_not(load_config(inputs.base), site)
+    if len(items) < LEAST_ITEMS:
+        reason = (
+            f"only {len(items)} questions have a pair of answers to measure effects on (effects.pairs: {config.pairs})"
+        )
     effects, plain = EFFECTS.empty_table().to_pandas(), PLAIN.empty_table().to_pandas()
     if reason is None:
         effects, plain = measure(
@@ -95,8 +101,7 @@ def _write_tables(
         with one_thread():  # sums must not depend on how many there are
             losses = by_items(effects, column="loss", items=items["question_id"].tolist())
             window = windows(config, losses)
-            chosen = {target: each["chosen"] for target, each in window.items()}
-            measured = list(matrices.matrices(config, effects, items, chosen))
+            measured = list(matrices.matrices(config, effects, items, window))
             rows["doses"] = list(tables.dose_rows(config, effects, losses, items, window))
             rows["controls"] = list(tables.control_rows(config, effects, losses, items))
     write_table(workspace.out / "doses.parquet", rows["doses"], schema=tables.DOSES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -56,6 +57,8 @@ class EffectsConfig(StageConfig):
 
     @model_validator(mode="after")
     def _something_is_added(self) -> Self:
+        if not all(map(isfinite, self.coefficients)):
+            raise ValueError("coefficients are finite numbers")
         if not any(coefficient > 0 for coefficient in self.coefficients):
             raise ValueError("coefficients need one above 0")
         if 0 in self.coefficients:

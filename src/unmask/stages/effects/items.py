@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unmask.artifact import read_table
-from unmask.errors import DataError
 from unmask.stage import Inputs
 from unmask.stages.effects.config import EffectsConfig
 
@@ -43,10 +42,7 @@ class Item:
 
 
 def choose_items(config: EffectsConfig, inputs: Inputs) -> tuple[list[Item], dict[str, int]]:
-    """The items, and how many questions gave none, by reason. Of near-duplicate questions the first counts.
-
-    Raises DataError where fewer than 4 questions have a pair.
-    """
+    """The items, and how many questions gave none, by reason. Of near-duplicate questions the first counts."""
     from unmask.models.prompts import prompt_ids_by_question
 
     folders, rebuild = inputs.folders, inputs.rebuild
@@ -69,11 +65,6 @@ def choose_items(config: EffectsConfig, inputs: Inputs) -> tuple[list[Item], dic
             left_out["no pair of answers"] += 1
             continue
         found.append(Item(name, row["dimension"], row["facet"], row["cluster"], prompts[name], *pair))
-    if len(found) < 4:
-        raise DataError(
-            f"only {len(found)} questions have a pair of answers to measure effects on ({config.pairs})",
-            mend="Lower effects.least_gap, or set effects.pairs to written or stance",
-        )
     return spread_over_facets(found, config.per_facet), {reason: count for reason, count in left_out.items() if count}
 
 

@@ -50,10 +50,11 @@ class Matrix:
     found: CrossTalk | None
     reason: str | None
     replicate_sd: float | None = None
+    groups_left_out: tuple[str, ...] = ()
 
 
 def matrices(
-    config: EffectsConfig, effects: pd.DataFrame, items: pd.DataFrame, chosen: dict[str, float | None]
+    config: EffectsConfig, effects: pd.DataFrame, items: pd.DataFrame, window: dict[str, Any]
 ) -> Iterator[Matrix]:
     """The cross-talk matrix of every target and kind of direction that belongs to groups, at the coefficient chosen."""
     names = items["question_id"].tolist()
@@ -64,7 +65,7 @@ def matrices(
             if not len(part):
                 continue
             grouping = str(part["grouping"].iloc[0])
-            coefficient = chosen[str(target)]
+            coefficient = window[str(target)]["kinds"][kind]["chosen"]
             where = (str(target), kind, grouping, coefficient)
             if coefficient is None:
                 yield Matrix(*where, None, "no coefficient is inside the coherent window")
@@ -72,14 +73,30 @@ def matrices(
             at = own[own["coefficient"] == coefficient]
             random_RN = by_items(at[at["kind"].isin(RANDOM)], column="effect", items=names).to_numpy()
             groups_N = items[grouping].to_numpy(dtype=str)
-            part = part[part["coefficient"] == coefficient]
+            part, left_out = complete(part[part["coefficient"] == coefficient])
             try:
                 found = _cross_talk(config, by_items(part, column="effect", items=names), random_RN, groups_N)
             except ValueError as error:
-                yield Matrix(*where, None, str(error))
+                yield Matrix(*where, None, str(error), groups_left_out=left_out)
                 continue
             each = [by_items(rows, column="effect", items=names) for _, rows in part.groupby("replicate")]
-            yield Matrix(*where, found, None, _replicate_sd(config, each, random_RN, groups_N))
+            spread = _replicate_sd(config, each, random_RN, groups_N)
+            yield Matrix(*where, found, None, spread, groups_left_out=(*left_out, *absent(part, found)))
+
+
+def complete(part: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The effects of groups that have a direction from every half of every replicate, and the names of the others.
+
+    A group without one in some half would take that half's questions from all groups.
+    """
+    made = part.drop_duplicates(["group", "replicate", "half"]).groupby("group", sort=False).size()
+    short = tuple(str(name) for name in made[made < made.max()].index)
+    return part[~part["group"].isin(short)], short
+
+
+def absent(part: pd.DataFrame, found: CrossTalk) -> list[str]:
+    """Groups that have directions and too few questions with a pair of answers."""
+    return [str(name) for name in dict.fromkeys(part["group"]) if name not in found.names]
 
 
 def _cross_talk(config: EffectsConfig, rows: pd.DataFrame, random_RN: np.ndarray, groups_N: np.ndarray) -> CrossTalk:
@@ -161,6 +178,7 @@ def matrix_record(matrix: Matrix) -> dict[str, Any]:
     """What `summary.json` says of a matrix."""
     talk = matrix.found
     record = {**_of(matrix), "coefficient": matrix.coefficient, "reason": matrix.reason}
+    record["groups_left_out"] = list(matrix.groups_left_out)
     names = ("x", "x_low", "x_high", "p", "potent_share", "rank1", "rank1_low", "rank1_high", "split_half_rank1")
     if talk is None:
         return {**record, "outcome": None, **dict.fromkeys(names), "replicate_sd": None, "groups": [], "items": 0}

@@ -1,7 +1,7 @@
 """What is done to which model: directions read back, and the interventions that they make.
 
-An item is tested with directions from the half of the questions that it is not in; directions that saw no question, and the
-control organism's, test every item.
+An item is tested with directions from the half of the questions that it is not in; directions that saw no
+question test every item.
 
 Shapes: V interventions, D width.
 """
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 CONTROLS = ("control", "shuffled", "random-isotropic", "random-span")
 """Kinds of directions that every study tests beside its own."""
-UNHALVED = ("control", "random-isotropic", "random-span", "file")
-"""Kinds that no question of the battery went into, or all alike: they test every item."""
+UNHALVED = ("random-isotropic", "random-span", "file")
+"""Kinds that no question of the study went into: they test every item."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,8 @@ def dose_rows(
             part.to_numpy().T, groups_N, group, coefficients,
             rng=np.random.default_rng([config.seed, 12]), resamples=config.resamples,
         )  # fmt: skip
-        allowed = dict(zip(window[row["target"]]["coefficients"], window[row["target"]]["coherent"], strict=True))
+        own = window[row["target"]]["kinds"].get(row["kind"], window[row["target"]])
+        allowed = dict(zip(own["coefficients"], own["coherent"], strict=True))
         for dose, loss in zip(curve, losses.loc[part.index].mean(axis=1), strict=True):
             ends = {"own": dose.own, "others": dose.others, "all": dose.every}
             yield {

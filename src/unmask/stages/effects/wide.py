@@ -40,25 +40,39 @@ def by_items(effects: pd.DataFrame, *, column: str, items: Sequence[str]) -> pd.
 
 
 def windows(config: EffectsConfig, losses: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """For each target its coherent window: of all tested directions, and of the random ones' median at each coefficient."""
+    """For each target the coherent window of every kind of direction: its own, and the random ones' median at each coefficient.
+
+    What stands on top is that of mean shifts by dimension, which the verdict reads; where these are not tested, of all kinds.
+    `kinds` holds every kind's own. A coefficient at which a loss is missing is not coherent.
+    """
     found: dict[str, dict[str, Any]] = {}
     mean = losses.mean(axis=1)
-    kind = mean.index.get_level_values("kind")
-    for target in dict.fromkeys(mean.index.get_level_values("target")):
-        here = mean[(mean.index.get_level_values("target") == target) & ~kind.isin(("leace", "inlp"))]
-        tested = here[~here.index.get_level_values("kind").isin(CONTROLS)].unstack("coefficient")
-        chance = here[here.index.get_level_values("kind").isin(RANDOM)].unstack("coefficient").median(axis=0)
-        coefficients = [float(value) for value in tested.columns]
-        loss_DK = np.vstack([tested.to_numpy(), chance[tested.columns].to_numpy()[None]])
-        window: Window = coherent_window(loss_DK, coefficients, most_loss=config.most_loss)
-        found[str(target)] = {
-            "coefficients": coefficients,
-            "coherent": [bool(value) for value in window.coherent_K],
-            "largest_loss": [float(value) for value in loss_DK.max(axis=0)],
-            "chosen": window.chosen,
-            "most_loss": config.most_loss,
-        }
+    target_of, kind_of = (mean.index.get_level_values(name) for name in ("target", "kind"))
+    for target in dict.fromkeys(map(str, target_of)):
+        coefficients = sorted(config.coefficients if target == "base" else config.removals)
+        here = mean[target_of == target]
+        kinds = dict.fromkeys(str(kind) for kind, own in zip(kind_of, target_of, strict=True) if own == target)
+        tested = [kind for kind in kinds if kind not in CONTROLS]
+        each = {kind: _window(config, here, (kind,), coefficients) for kind in tested}
+        top = each["dimension"] if "dimension" in each else _window(config, here, tested, coefficients)
+        found[target] = {**top, "kinds": each, "most_loss": config.most_loss}
     return found
+
+
+def _window(
+    config: EffectsConfig, mean: pd.Series, kinds: Sequence[str], coefficients: Sequence[float]
+) -> dict[str, Any]:
+    kind_of = mean.index.get_level_values("kind")
+    rows = mean[kind_of.isin(list(kinds))].unstack("coefficient").reindex(columns=coefficients)
+    chance = mean[kind_of.isin(RANDOM)].unstack("coefficient").reindex(columns=coefficients).median(axis=0)
+    loss_DK = np.vstack([rows.to_numpy(), chance.to_numpy()[None]])
+    window: Window = coherent_window(loss_DK, coefficients, most_loss=config.most_loss)
+    return {
+        "coefficients": [float(value) for value in coefficients],
+        "coherent": [bool(value) for value in window.coherent_K],
+        "largest_loss": [plain(value) for value in loss_DK.max(axis=0)],
+        "chosen": window.chosen,
+    }
 
 
 def plain(value: float | None) -> float | None:

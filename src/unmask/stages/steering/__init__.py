@@ -86,7 +86,9 @@ def run(config: SteeringConfig, inputs: Inputs, workspace: Workspace) -> Result:
         "coherent_above": config.coherent_above,
         "confirmation": confirmation,
         "agreement": agreement_of_cells(cells, seed=config.seed),
-        "agreement_of_doses": agreement_of_doses(rows, log_prob, seed=config.seed),
+        "agreement_of_doses": agreement_of_doses(
+            rows, log_prob[: 0 if config.units == "raw" else None], seed=config.seed
+        ),
         "notes": list(chosen.notes),
     }
     write_json(workspace.out / "summary.json", summary)

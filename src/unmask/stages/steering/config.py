@@ -105,7 +105,8 @@ class SteeringConfig(StageConfig):
         description="of coefficients; residual_norm: times the typical residual norm; raw: times the direction as it is",
     )
     positions: Literal["all", "prompt", "response"] = Field(
-        "all", description="where; response: from the prompt's last token on, prompt: before it"
+        "response",
+        description="where; response: from the prompt's last token on, as effects are read; prompt: before it",
     )
     random_directions: int = Field(4, ge=1, description="controls, isotropic and in the span of activations in turn")
     questions: int = Field(

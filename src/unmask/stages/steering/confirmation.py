@@ -81,8 +81,8 @@ def agreement_of_cells(rows: Sequence[Mapping[str, Any]], *, seed: int) -> dict[
 
 def agreement_of_doses(rows: Sequence[Mapping[str, Any]], log_prob: pd.DataFrame, *, seed: int) -> dict[str, Any]:
     """The same over doses that both stages have. `log_prob` are the doses of the stage effects, whose removals count as it does:
-    positive where they take the persona away."""
-    by = ("target", "kind", "label", "coefficient")
+    positive where they take the persona away. Doses of other operations, or in other units, are not the same doses."""
+    by = ("target", "kind", "label", "operation", "coefficient")
     effect_of = {tuple(row[name] for name in by): row["all"] for row in log_prob.to_dict("records")}
     both = [row for row in rows if tuple(row[name] for name in by) in effect_of]
     judged = [_less(0.0, row["difference"]) if row["target"] == "organism" else row["difference"] for row in both]

@@ -176,8 +176,7 @@ def verdict_record(
     return {
         "verdict": decision.verdict,
         "qualifier": decision.qualifier,
-        "provisional": decision.verdict != "no-shift"
-        and causal.record is None,  # no causal test could change a no-shift
+        "provisional": decision.verdict != "no-shift" and not causal.settles,  # no causal test could change a no-shift
         "site": chosen.site,
         "grouping": chosen.grouping,
         "correction": chosen.correction,
@@ -236,7 +235,7 @@ def advice(decision: Decision, *, causal: CausalEvidence, settings: Settings, ma
         samples=material.samples,
         tokens=float(own["tokens"].mean()),
         has_control=material.control is not None,
-        has_causal=causal.record is not None,
+        has_causal=causal.settles,
         fully_scored=not material.questions["misalignment"].isna().any(),
     )
     detectable = interest = None

@@ -32,6 +32,11 @@ class CausalEvidence:
     reason: str | None
 
     @property
+    def settles(self) -> bool:
+        """Whether T5 says that the parts act apart, or that they do not."""
+        return self.record is not None and self.record["outcome"] in ("selective", "cross-talk")
+
+    @property
     def numbers(self) -> dict[str, float | None]:
         """Numbers for verdict.json; None where T5 was not measured."""
         record = self.record or {}
@@ -45,6 +50,7 @@ def read_causal(inputs: Inputs) -> CausalEvidence:
     added = [each for each in summary["matrices"] if each["target"] == "base" and each["kind"] == each["grouping"]]
     outcomes: dict[str, Causal] = {each["kind"]: each["outcome"] for each in added if each["outcome"] is not None}
     reasons = [summary["reason"], *(each["reason"] for each in added if each["kind"] == "dimension")]
-    reason = next((each for each in reasons if each), "effects.kinds leaves out dimension")
+    left_out = "directions.kinds" if "dimension" in summary["kinds_missing"] else "effects.kinds"
+    reason = next((each for each in reasons if each), f"{left_out} leaves out dimension")
     record = summary["causal"]
     return CausalEvidence(outcomes, record, None if record is not None else reason)
