@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--coefficients", type=int, default=5, help="with 0, the plain model")
     parser.add_argument("--facets", type=int, default=10)
     parser.add_argument("--per-facet", type=int, default=20, help="as in the preset `laptop`")
-    parser.add_argument("--answer-tokens", type=int, default=24, help="as in the preset `laptop`")
+    parser.add_argument("--answer-tokens", type=int, default=16, help="as in the preset `laptop`")
     parser.add_argument("--items", type=int, default=None, help="measure on so many items and scale up (quick: 4)")
     options = parser.parse_args()
     quick = options.quick
