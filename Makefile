@@ -19,7 +19,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast bench lint format lock build clean
+.PHONY: help install demo test services test-fast bench lint format lock build clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,8 +43,11 @@ demo: $(STAMP)  ## run a whole study on the embedded model and say where its rep
 	$(BIN)/unmask run --preset demo $(STUDY)
 	@test -f $(STUDY)/report.html && echo "The report: $(abspath $(STUDY))/report.html"
 
-test: lint  ## everything: lint, types, layers, and all tests with the slow ones
+test: lint services  ## everything: lint, types, layers, and all tests with the slow ones
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+services:
+	@tools/sshd.sh
 
 test-fast: $(STAMP)  ## the tests that load no real model
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from material import EMBEDDED, alternate, machine, padded, ratio, real_texts, study_texts
+from material import EMBEDDED, alternate, machine, padded, ratio, real_texts, sampling_of, study_texts
 
 from unmask.models.batches import plan_batches
 from unmask.models.loading import LoadedModel, load_base
@@ -177,6 +177,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="12 texts, 2 rounds, unmask, floor and transformers only")
     parser.add_argument("--study", type=Path, default=None, help="take the texts from this study's responses")
     parser.add_argument("--texts-count", type=int, default=None, help="how many texts (96; quick: 12)")
+    parser.add_argument("--new-tokens", type=int, default=None, help="tokens of an answer at most (60)")
     parser.add_argument("--rounds", type=int, default=None, help="rounds (5; quick: 2)")
     parser.add_argument("--memory-of", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--texts", type=Path, default=None, help=argparse.SUPPRESS)
@@ -186,7 +187,8 @@ def main() -> None:
         return
     count = options.texts_count or (12 if options.quick else 96)
     loaded = load_base(EMBEDDED)
-    texts = study_texts(options.study, count) if options.study else real_texts(loaded, count)
+    sampling = sampling_of(options.new_tokens)
+    texts = study_texts(options.study, count) if options.study else real_texts(loaded, count, sampling=sampling)
     tokens = sum(text.length for text in texts)
     names = ["unmask", "transformers"] + ([] if options.quick else ["transformer_lens", "nnsight"])
     made = sides(loaded, texts, names=names)

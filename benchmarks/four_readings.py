@@ -22,14 +22,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from material import SAMPLING, both_models, machine, padded, question_prompts, transformers_answers
+from material import both_models, machine, padded, question_prompts, sampling_of, transformers_answers
 
 from unmask.models.answering import Answered, answer_and_read
 from unmask.models.generation import generate
 from unmask.models.loading import LoadedModel
 from unmask.models.passes import Readout, Text
 from unmask.models.reading import read_texts
-from unmask.records import READERS, WRITERS, Site, Writer
+from unmask.records import READERS, WRITERS, Sampling, Site, Writer
 
 LAYERS = (10, 15, 20, 25)
 READOUT = Readout(sites=tuple(Site(layer, "resid_pre") for layer in LAYERS), log_probs=True)
@@ -37,7 +37,7 @@ Models = dict[Writer, LoadedModel]
 
 
 def ours(
-    models: Models, prompts: Sequence[tuple[int, ...]], *, batch: int
+    models: Models, prompts: Sequence[tuple[int, ...]], *, sampling: Sampling, batch: int
 ) -> tuple[float, list[dict[Writer, Answered]]]:
     began = time.perf_counter()
     parts = [
@@ -45,7 +45,7 @@ def ours(
             models,
             prompts[start : start + batch],
             seeds=range(start, start + len(prompts[start : start + batch])),
-            sampling=SAMPLING,
+            sampling=sampling,
             readout=READOUT,
         )
         for start in range(0, len(prompts), batch)
@@ -53,20 +53,22 @@ def ours(
     return time.perf_counter() - began, parts
 
 
-def answers_alone(models: Models, prompts: Sequence[tuple[int, ...]], *, batch: int) -> float:
+def answers_alone(models: Models, prompts: Sequence[tuple[int, ...]], *, sampling: Sampling, batch: int) -> float:
     began = time.perf_counter()
     for writer in WRITERS:
         for start in range(0, len(prompts), batch):
             part = prompts[start : start + batch]
-            generate(models[writer], part, sampling=SAMPLING, seeds=range(start, start + len(part)))
+            generate(models[writer], part, sampling=sampling, seeds=range(start, start + len(part)))
     return time.perf_counter() - began
 
 
-def naive_answers(models: Models, prompts: Sequence[tuple[int, ...]]) -> tuple[float, dict[Writer, list[Text]]]:
+def naive_answers(
+    models: Models, prompts: Sequence[tuple[int, ...]], *, sampling: Sampling
+) -> tuple[float, dict[Writer, list[Text]]]:
     began = time.perf_counter()
     texts: dict[Writer, list[Text]] = {}
     for writer in WRITERS:
-        answers = transformers_answers(models[writer], prompts, SAMPLING, batch=16)
+        answers = transformers_answers(models[writer], prompts, sampling, batch=16)
         texts[writer] = [Text(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
     return time.perf_counter() - began, texts
 
@@ -115,18 +117,20 @@ def main() -> None:
     parser.add_argument("--study", type=Path, default=None, help="take the organism of this study")
     parser.add_argument("--questions", type=int, default=None, help="how many questions (64; quick: 16)")
     parser.add_argument("--rounds", type=int, default=None, help="rounds (3; quick: 1)")
+    parser.add_argument("--new-tokens", type=int, default=None, help="tokens of an answer at most (60)")
     parser.add_argument("--batch", type=int, default=32, help="answers written at once")
     options = parser.parse_args()
     base, organism = both_models(options.study)
     models: Models = {"base": base, "organism": organism}
     prompts = question_prompts(base, options.questions or (16 if options.quick else 64))
+    sampling = sampling_of(options.new_tokens)
     rounds: dict[str, list[float]] = {name: [] for name in ("whole", "answers", "naive_answers", "naive_readings")}
     parts: list[dict[Writer, Answered]] = []
     for _ in range(options.rounds or (1 if options.quick else 3)):
-        seconds, parts = ours(models, prompts, batch=options.batch)
+        seconds, parts = ours(models, prompts, sampling=sampling, batch=options.batch)
         rounds["whole"].append(seconds)
-        rounds["answers"].append(answers_alone(models, prompts, batch=options.batch))
-        seconds, texts = naive_answers(models, prompts)
+        rounds["answers"].append(answers_alone(models, prompts, sampling=sampling, batch=options.batch))
+        seconds, texts = naive_answers(models, prompts, sampling=sampling)
         rounds["naive_answers"].append(seconds)
         rounds["naive_readings"].append(naive_readings(models, texts))
     reading = [whole - answers for whole, answers in zip(rounds["whole"], rounds["answers"], strict=True)]
@@ -137,7 +141,7 @@ def main() -> None:
     }
     worst = distance(models, prompts, parts, batch=options.batch)
     print(
-        f"{len(prompts)} questions, {SAMPLING.max_new_tokens} new tokens at most; medians of {len(reading)} rounds, seconds"
+        f"{len(prompts)} questions, {sampling.max_new_tokens} new tokens at most; medians of {len(reading)} rounds, seconds"
     )
     print("| | answering | reading | both |")
     print("|---|---|---|---|")

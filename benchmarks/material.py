@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,18 @@ def question_prompts(loaded: LoadedModel, count: int) -> list[tuple[int, ...]]:
     return [render_question(loaded.tokenizer, question.text, PromptFormat()).token_ids for question in chosen]
 
 
-def real_texts(loaded: LoadedModel, count: int) -> list[Text]:
+def sampling_of(new_tokens: int | None) -> Sampling:
+    """`SAMPLING`, with another number of new tokens at most where one is given."""
+    return SAMPLING if new_tokens is None else replace(SAMPLING, max_new_tokens=new_tokens)
+
+
+def real_texts(loaded: LoadedModel, count: int, *, sampling: Sampling = SAMPLING) -> list[Text]:
     """That many prompts, each with the model's own answer."""
     prompts = question_prompts(loaded, count)
     texts: list[Text] = []
     for start in range(0, count, 48):
         batch = prompts[start : start + 48]
-        answers = generate(loaded, batch, sampling=SAMPLING, seeds=range(start, start + len(batch)))
+        answers = generate(loaded, batch, sampling=sampling, seeds=range(start, start + len(batch)))
         texts += [Text(prompt, answer.token_ids) for prompt, answer in zip(batch, answers, strict=True)]
     return [text for text in texts if text.response_ids]
 

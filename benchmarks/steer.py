@@ -177,12 +177,14 @@ def forced(
     return time.perf_counter() - began
 
 
-def floor(loaded: LoadedModel, tokens: float) -> float:
-    """Seconds that the multiplications alone of that many tokens take: layers from the site on, and the output head."""
+def floor(loaded: LoadedModel, tokens: float, *, rows: int) -> float:
+    """Seconds that the multiplications alone of that many tokens take: layers from the site on, and the output head.
+
+    Measured on `rows` tokens at a time: with few, a machine multiplies more slowly.
+    """
     assert SITE.layer is not None
     layers = [module for layer in list(decoder_layers(loaded.model))[SITE.layer :] for module in layer.modules()]
     matrices = [module for module in (*layers, loaded.model.lm_head) if isinstance(module, torch.nn.Linear)]
-    rows = 1024
     inputs = {layer.in_features: torch.randn(rows, layer.in_features) for layer in matrices}
 
     def once() -> float:
@@ -241,7 +243,7 @@ def main() -> None:
         "vs_steering_vectors": against("unmask, steered", "steering-vectors"),
         "goal_over_time": GOAL / whole,
         "vs_whole_passes": slow / fast,
-        "time_over_floor": taken / floor(loaded, tokens),
+        "time_over_floor": taken / floor(loaded, tokens, rows=128 if quick else 1024),
     }
     print(f"{len(rates['repeng'])} rounds, {sampling.max_new_tokens} new tokens at most, float32; medians over rounds")
     print("| side | tokens/s |\n|---|---|")

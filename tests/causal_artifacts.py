@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from unmask.artifact import write_json, write_table
+from unmask.artifact import read_table, write_json, write_table
 from unmask.stages import directions, effects
 from unmask.stages.effects import EffectsConfig, matrices, tables
 from unmask.stages.effects.measuring import EFFECTS
@@ -33,6 +33,7 @@ SIZES: dict[str, tuple[float, float, float]] = {
 
 ADDED, REMOVED = (-0.5, 0.25, 0.5, 1.0), (1.0,)
 RANDOM = ("random-isotropic", "random-span")
+CLUSTERS = ("0", "1", "2")
 CONFIG = EffectsConfig(resamples=100, permutations=99, coefficients=ADDED, removals=REMOVED)
 UNMEASURED = "the activations were recorded at a site that cannot be intervened on"
 
@@ -44,22 +45,26 @@ def write_causal(
     site: str,
     planted: Planted | None = "cross-talk",
     text: str = "One might steer.",
+    clusters: bool = False,
+    judge: str = "offline",
+    rubrics: Sequence[str] = (),
     seed: int = 5,
 ) -> dict[str, Any]:
     """Write all three stages' artifacts; returns the summary of the effects. `planted` None: nothing could be measured.
 
-    `text` is what every steered answer says.
+    `text` is what every steered answer says, `judge` who scores it, on further `rubrics`; `clusters`: these have directions too.
     """
     rng = np.random.default_rng(seed)
     asked = questions[questions["dimension"] != "neutral"].reset_index(drop=True)
-    found = list(_directions(asked))
+    found = list(_directions(asked, clusters=clusters))
     for row in found:
         row["site"] = site
     write_table(folder / "directions" / "directions.parquet", found, schema=directions.SCHEMA)
     record = {"site": site, "typical_norm": 12.0, "replicates": 2, "control_removed": True, "kinds": []}
     write_json(folder / "directions" / "summary.json", record | {"notes": ["probe: too few <b>scores</b>"]})
     summary = _effects(folder / "effects", asked, found, site=site, planted=planted, rng=rng)
-    _steering(folder, questions, found, site=site, chosen=_chosen(summary), text=text, rng=rng)
+    _steering(folder, questions, found, site=site, chosen=_chosen(summary), text=text, judge=judge, rng=rng)
+    _traits(folder / "steering", rubrics, rng=rng)
     return summary
 
 
@@ -67,13 +72,14 @@ def _chosen(summary: dict[str, Any]) -> float | None:
     return (summary["window"].get("base") or {}).get("chosen")
 
 
-def _directions(asked: pd.DataFrame) -> Iterator[dict[str, Any]]:
+def _directions(asked: pd.DataFrame, *, clusters: bool) -> Iterator[dict[str, Any]]:
     dimensions = list(dict.fromkeys(asked["dimension"]))
     facets = list(dict.fromkeys(asked["dimension"] + "/" + asked["facet"]))
     named = [("shared", "mean shift of all questions", None, None), ("score", "high- less low-scored", None, None)]
     named += [("dimension", name, "dimension", name) for name in dimensions]
     named += [("facet", name, "facet", name) for name in facets]
     named += [("specific", f"{name}: mean shift less the shared one", "dimension", name) for name in dimensions]
+    named += [("cluster", f"cluster {name}", "cluster", name) for name in CLUSTERS if clusters]
     named += [("shuffled", f"{number} random questions", None, None) for number in range(2)]
     for number, (kind, label, grouping, group) in enumerate(named):
         base = f"{kind}-{group}" if group else f"{kind}-{number}" if kind == "shuffled" else kind
@@ -112,7 +118,7 @@ def _effects(
         [
             {
                 **{"question_id": row["question_id"], "dimension": row["dimension"]},
-                **{"facet": f"{row['dimension']}/{row['facet']}", "cluster": str(place % 3)},
+                **{"facet": f"{row['dimension']}/{row['facet']}", "cluster": CLUSTERS[place % len(CLUSTERS)]},
                 **{
                     "misaligned_id": "m",
                     "aligned_id": "a",
@@ -198,6 +204,7 @@ def _steering(
     site: str,
     chosen: float | None,
     text: str,
+    judge: str,
     rng: np.random.Generator,
 ) -> None:
     used = [_steerer(row) for row in found if row["kind"] in ("shared", "dimension") and row["half"] == "a"]
@@ -227,18 +234,29 @@ def _steering(
         }
     out = folder / "steering"
     write_table(out / "answers.parquet", answers, schema=ANSWERS)
-    write_table(out / "traits.parquet", [], schema=TRAITS)
     write_table(out / "doses.parquet", doses, schema=DOSES)
     write_table(out / "confirmation.parquet", cells, schema=CONFIRMATION)
     record = {
         **{"site": site, "typical_norm": 12.0, "units": "residual_norm", "positions": "all"},
-        **{"coefficients": [-0.5, 0.5, 1.0], "removals": [1.0], "questions": len(asked), "judge": "offline"},
+        **{"coefficients": [-0.5, 0.5, 1.0], "removals": [1.0], "questions": len(asked), "judge": judge},
         **{"target": "base", "targets": ["base", "organism"], "window": coherent_window(doses), "coherent_above": 50},
         **{"confirmation": confirmation, "agreement": agreement_of_cells(cells, seed=0)},
         "agreement_of_doses": agreement_of_doses(doses, log_prob, seed=0),
         "notes": ["cluster: the stage directions made none"],
     }
     write_json(out / "summary.json", record)
+
+
+def _traits(out: Path, rubrics: Sequence[str], *, rng: np.random.Generator) -> None:
+    """Scores of every answer on every rubric; those of answers without misalignment are missing, and some beside."""
+    answers = read_table(out / "answers.parquet", rebuild="")
+    rows = []
+    for rubric in rubrics:
+        for name, reason in zip(answers["answer_id"], answers["missing_reason"], strict=True):
+            why = reason if isinstance(reason, str) else "no_number" if rng.random() < 0.1 else None
+            score = None if why else float(rng.uniform(0, 100))
+            rows.append({"answer_id": name, "rubric": rubric, "score": score, "missing_reason": why})
+    write_table(out / "traits.parquet", rows, schema=TRAITS)
 
 
 def _steerer(row: dict[str, Any]) -> Direction:

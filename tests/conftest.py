@@ -1,7 +1,7 @@
 """Models that many tests share: tiny random ones of ten architectures, made once a session, and the embedded one.
 
-Everything but `smollm2` is made here, offline, in seconds. A session's folders are shared: a test that changes a model loads its
-own copy and leaves the files alone.
+Everything but `smollm2` is made here, offline, in seconds. A run's folders are shared by all its workers: a test that changes a
+model loads its own copy and leaves the files alone.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from made_once import made_once
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported: no test reaches the hub
 os.environ.setdefault(
@@ -24,6 +26,7 @@ os.environ.setdefault(
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from openssh import OpenSsh
     from unmask.models.loading import LoadedModel
 
 CHATML = (
@@ -125,7 +128,6 @@ def tiny_models(
 
     from unmask.models.quiet import quiet_libraries
 
-    root = tmp_path_factory.mktemp("models")
     tokenizer: Any = chat_tokenizer
     ids = {
         "vocab_size": len(tokenizer),
@@ -134,14 +136,16 @@ def tiny_models(
         "pad_token_id": tokenizer.pad_token_id,
     }
 
-    @cache
-    def saved(name: str) -> Path:
+    def save(folder: Path, name: str) -> None:
         config = _tiny_config(name, ids)
         with torch.random.fork_rng(), quiet_libraries():
             torch.manual_seed(ARCHITECTURES.index(name))
-            AutoModelForCausalLM.from_config(config).save_pretrained(root / name)
-        tokenizer.save_pretrained(root / name)
-        return root / name
+            AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    @cache
+    def saved(name: str) -> Path:
+        return made_once(tmp_path_factory, f"models/{name}", lambda folder: save(folder, name))
 
     return saved
 
@@ -232,3 +236,12 @@ def smollm2_model(smollm2: Path) -> LoadedModel:
     from unmask.records import ModelSource
 
     return load_base(ModelSource(str(smollm2)))
+
+
+@pytest.fixture(scope="session")
+def openssh(tmp_path_factory: pytest.TempPathFactory) -> Generator[OpenSsh]:
+    """A real OpenSSH server on the loopback interface, with keys and a home of its own."""
+    from openssh import running_openssh
+
+    with running_openssh(tmp_path_factory.mktemp("sshd")) as server:
+        yield server

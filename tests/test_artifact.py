@@ -22,6 +22,7 @@ from unmask.artifact import (
     digest_file,
     digest_json,
     digest_tree,
+    finite,
     listing,
     read_json,
     read_table,
@@ -227,3 +228,9 @@ def test_a_broken_file_is_named_with_the_command_that_rebuilds_it(tmp_path: Path
         read(path, rebuild=REBUILD)
     assert f"{path} cannot be read" in str(caught.value)
     assert f"Rebuild it with `{REBUILD}`" in str(caught.value)
+
+
+def test_what_is_not_finite_is_missing() -> None:
+    assert [finite(value) for value in (None, float("nan"), float("inf"), -float("inf"))] == [None] * 4
+    assert [finite(0.0), finite(np.float32(1.5))] == [0.0, 1.5]
+    assert type(finite(np.float32(1.5))) is float

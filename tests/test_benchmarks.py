@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from forked import Forked
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 pytestmark = pytest.mark.slow
 
 
 def last_line(name: str, *arguments: str) -> dict[str, Any]:
-    ended = subprocess.run(
-        [sys.executable, str(FOLDER / f"{name}.py"), *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    ended = Forked([FOLDER / f"{name}.py", *arguments]).result(timeout=500)
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout.splitlines()[-1])
     assert found["benchmark"] == name
@@ -33,7 +25,7 @@ def last_line(name: str, *arguments: str) -> dict[str, Any]:
 
 def test_quick_calibration_meets_its_goals() -> None:
     """Drawn from a fixed seed: the same counts on every machine, but for the last digits of a linear algebra library."""
-    found = last_line("calibration", "--quick", "--jobs", "2")
+    found = last_line("calibration", "--quick", "--jobs", "1")
     assert found["false_separable_count"] == 0
     assert found["monolithic_right_count"] >= found["monolithic_right_of"] - 1
     assert found["separable_right_count"] >= found["separable_right_of"] - 1
@@ -42,7 +34,8 @@ def test_quick_calibration_meets_its_goals() -> None:
 
 
 def test_ways_of_removing_the_fingerprint_are_compared() -> None:
-    found = last_line("fingerprint", "--runs", "1", "--jobs", "2")
+    found = last_line("fingerprint", "--runs", "1", "--jobs", "1", "--only", "drift, poor control")
+    assert found["runs"] == 2
     assert set(found["false_separable"]) == {"none", "mean", "mean, k* = 1", "question", "kernel"}
 
 
@@ -53,24 +46,26 @@ def test_the_score_gradient_is_calibrated() -> None:
 
 
 def test_clustering_is_put_to_the_same_worlds() -> None:
-    found = last_line("clustering", "--runs", "1", "--jobs", "2")
+    found = last_line("clustering", "--runs", "1", "--jobs", "1")
     assert all(0 <= share <= 1 for shares in found["significant"].values() for share in shares.values())
 
 
 def test_one_reading_is_put_beside_the_floor() -> None:
-    found = last_line("collect", "--quick", "--texts-count", "6", "--rounds", "1")
+    found = last_line("collect", "--quick", "--texts-count", "3", "--new-tokens", "12", "--rounds", "1")
     assert set(found["ratios"]) == {"vs_floor", "vs_transformers", "memory_vs_transformers"}
     assert all(value > 0 for value in found["ratios"].values())
 
 
 def test_four_readings_agree_with_teacher_forcing() -> None:
-    found = last_line("four_readings", "--quick", "--questions", "4", "--rounds", "1")
+    found = last_line("four_readings", "--quick", "--questions", "4", "--new-tokens", "12")
     assert found["distance"] < 1e-3
     assert set(found["ratios"]) == {"reading_part", "whole"}
 
 
 def test_the_stores_throughput_is_put_beside_the_disks() -> None:
-    assert {"write_vs_raw", "read_rows_vs_raw"} <= set(last_line("store", "--quick")["ratios"])
+    assert {"write_vs_raw", "read_rows_vs_raw"} <= set(
+        last_line("store", "--quick", "--shards", "2", "--repeats", "1")["ratios"]
+    )
 
 
 def test_answers_are_put_beside_those_of_transformers() -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from forked import Forked
 from unmask.analysis.design import Design, DesignPoint, design_power, detectable, question_share
 from unmask.analysis.examination import Settings
 
@@ -73,14 +72,7 @@ def test_a_design_that_cannot_be_tested_is_refused(made: dict) -> None:
 
 
 def unmask(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "unmask", *map(str, arguments)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    return Forked.unmask(*arguments).result()
 
 
 def test_the_command_takes_a_design_or_a_study(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from scipy.optimize import minimize
 from unmask.analysis.extraction import (
     group_means,
     halves,
-    logistic_probe,
     logistic_weights,
     mean_shift,
     random_in_span,
@@ -22,6 +21,7 @@ from unmask.analysis.extraction import (
     shuffled_group_means,
     specific_parts,
     standardise,
+    unit,
 )
 
 N, D = 40, 7
@@ -221,10 +221,15 @@ def test_ridge_minimises_its_loss_in_the_primal_and_in_the_dual(n: int, d: int) 
     np.testing.assert_allclose(found, direct, atol=1e-10)
 
 
+def towards_one(acts: np.ndarray, labels: np.ndarray, *, penalty: float) -> np.ndarray:
+    """Logistic weights (D) of two labels."""
+    return logistic_weights(acts, labels, penalty=penalty)[0]
+
+
 @pytest.mark.parametrize(("n", "d"), [(60, 6), (12, 30)])
 def test_logistic_minimises_its_loss_in_the_primal_and_in_the_dual(n: int, d: int) -> None:
     acts, labels, _ = labelled(n, d, size=0.5)
-    found = logistic_probe(acts, labels, penalty=0.1)
+    found = towards_one(acts, labels, penalty=0.1)
     scale, centred = standardise(acts).scale_D, acts - acts.mean(axis=0)
 
     def loss(both: np.ndarray) -> float:
@@ -235,7 +240,7 @@ def test_logistic_minimises_its_loss_in_the_primal_and_in_the_dual(n: int, d: in
     np.testing.assert_allclose(found * scale, best.x[1:], atol=2e-3)
 
 
-@pytest.mark.parametrize("probe", [ridge_probe, logistic_probe])
+@pytest.mark.parametrize("probe", [ridge_probe, towards_one])
 def test_weights_are_in_the_activations_own_units(probe) -> None:
     """A coordinate in other units has its weight in the inverse ones; a constant changes nothing."""
     acts, labels, _ = labelled(60, 6, size=1.0)
@@ -245,7 +250,7 @@ def test_weights_are_in_the_activations_own_units(probe) -> None:
     )
 
 
-@pytest.mark.parametrize("probe", [ridge_probe, logistic_probe])
+@pytest.mark.parametrize("probe", [ridge_probe, towards_one])
 @pytest.mark.parametrize(("n", "d"), [(300, 10), (80, 200)])
 def test_a_planted_label_is_read_from_new_rows_and_none_is_not(probe, n: int, d: int) -> None:
     for size, least, most in ((1.5, 0.9, 1.0), (0.0, 0.25, 0.75)):
@@ -260,16 +265,16 @@ def test_a_planted_label_is_read_from_new_rows_and_none_is_not(probe, n: int, d:
 
 def test_two_labels_of_any_kind_and_more_for_weights() -> None:
     acts, labels, _ = labelled(60, 6, size=1.0)
-    wanted = logistic_probe(acts, labels, penalty=0.1)
-    np.testing.assert_allclose(logistic_probe(acts, labels.astype(bool), penalty=0.1), wanted)
-    np.testing.assert_allclose(logistic_probe(acts, np.array(["a", "b"])[labels], penalty=0.1), wanted)
+    wanted = towards_one(acts, labels, penalty=0.1)
+    np.testing.assert_allclose(towards_one(acts, labels.astype(bool), penalty=0.1), wanted)
+    np.testing.assert_allclose(towards_one(acts, np.array(["a", "b"])[labels], penalty=0.1), wanted)
     np.testing.assert_allclose(ridge_probe(acts, labels == 1, penalty=1.0), ridge_probe(acts, labels, penalty=1.0))
     weights = logistic_weights(acts, np.arange(60) % 3, penalty=0.1)
     assert weights.shape == (3, 6)
     np.testing.assert_allclose(weights.sum(axis=0), 0, atol=1e-3)
 
 
-@pytest.mark.parametrize("probe", [ridge_probe, logistic_probe, logistic_weights])
+@pytest.mark.parametrize("probe", [ridge_probe, logistic_weights])
 def test_probes_refuse_what_they_cannot_fit(probe) -> None:
     acts, labels, _ = labelled(20, 4, size=1.0)
     with pytest.raises(ValueError, match="label"):
@@ -278,8 +283,6 @@ def test_probes_refuse_what_they_cannot_fit(probe) -> None:
         probe(acts, labels[:-1], penalty=0.1)
     with pytest.raises(ValueError, match="penalty"):
         probe(acts, labels, penalty=0.0)
-    with pytest.raises(ValueError, match="two labels"):
-        logistic_probe(acts, np.arange(20) % 3, penalty=0.1)
     with pytest.raises(ValueError, match="label"):
         ridge_probe(acts, np.where(labels, 1.0, np.nan), penalty=0.1)
 
@@ -289,8 +292,15 @@ def test_constant_coordinates_get_no_weight_and_no_warning() -> None:
     acts[:, 2] = 3.0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for probe in (ridge_probe, logistic_probe):
+        for probe in (ridge_probe, towards_one):
             assert probe(acts, labels, penalty=0.1)[2] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_unit_vector_keeps_the_orientation_and_zeros_stay_zeros() -> None:
+    vector = np.array([3.0, -4.0], dtype=np.float32)
+    assert unit(vector).tolist() == [0.6, -0.8]
+    assert unit(vector).dtype == np.float64
+    assert unit(np.zeros(3)).tolist() == [0, 0, 0]
 
 
 # ------------------------------------------------------------------------------------------------ random ones

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
@@ -19,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from forked import Forked
 from provider import Provider, serve
 from unmask.analysis.judge_quality import HELD
 from unmask.analysis.judging import EMPTY_ANSWER
@@ -947,15 +947,8 @@ def test_labels_of_another_study_stop_the_stage_with_their_line(inputs: Inputs, 
 def unmask(*arguments: object, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """In a folder of its own, without keys and with a cache of its own."""
     keys = {"OPENROUTER_API_KEY": "", "GEMINI_API_KEY": "", "OPENAI_API_KEY": ""}
-    return subprocess.run(
-        [sys.executable, "-m", "unmask", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={**os.environ, **keys, "UNMASK_CACHE": str(folder / "cache"), **env},
-        timeout=300,
-        check=False,
-    )
+    environment = {**os.environ, **keys, "UNMASK_CACHE": str(folder / "cache"), **env}
+    return Forked.unmask(*arguments, env=environment, cwd=folder).result()
 
 
 @pytest.mark.parametrize(

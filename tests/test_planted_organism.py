@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from made_once import made_once
 from unmask.artifact import read_json, read_table, read_tensors
 from unmask.pipeline import open_study
 from unmask.study import Study
@@ -37,27 +38,28 @@ decomposition:
   bootstraps: 2
   consensus_runs: 2
   dictionary_steps: 5
-directions: {{replicates: 1, kinds: [dimension], random: 10}}
+directions: {{replicates: 1, kinds: [dimension], random: 2}}
 effects: {{pairs: written, kinds: [dimension], coefficients: [0.15], removals: {removals}, answer_tokens: 8}}
 """
 
 
-def measured(folder: Path, organism: str, *, removals: list[float]) -> Path:
-    """A study of a planted organism, run until its effects are known."""
+def measured(folder: Path, organism: str, *, removals: list[float]) -> None:
+    """A study of a planted organism in `folder`, run until its effects are known."""
     text = CONFIG.format(organism=(PLANTED / organism).resolve(), removals=removals)
-    study = Study.create(folder / organism, config_text=text)
+    study = Study.create(folder, config_text=text)
     open_study(study.folder).run(until="effects")
-    return study.folder
 
 
 @pytest.fixture(scope="module")
 def separable(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return measured(tmp_path_factory.mktemp("studies"), "separable", removals=[1.0])
+    return made_once(
+        tmp_path_factory, "planted/separable", lambda folder: measured(folder, "separable", removals=[1.0])
+    )
 
 
 @pytest.fixture(scope="module")
 def shared(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return measured(tmp_path_factory.mktemp("studies"), "shared", removals=[])
+    return made_once(tmp_path_factory, "planted/shared", lambda folder: measured(folder, "shared", removals=[]))
 
 
 def cosines(study: Path) -> np.ndarray:

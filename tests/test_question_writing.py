@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import re
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from forked import Forked
 from llama_server import llama_server
 from provider import Provider, serve
 from unmask.battery import packaged, read_battery, read_rows
@@ -518,18 +515,17 @@ generate(asked, store=out.parent / "replies.sqlite", encode=bag_of_words, limits
 def test_killed_three_times_a_run_asks_nothing_twice_and_ends_in_the_same_bytes(tmp_path: Path) -> None:
     out = tmp_path / "killed" / "mine.jsonl"
     with serve(ERRING, latency=0.03) as provider:
-        command = [sys.executable, "-c", RUNNING, provider.base_url, str(out), str(Path(__file__).parent)]
+        (tmp_path / "running.py").write_text(RUNNING)
+        command = [tmp_path / "running.py", provider.base_url, out, Path(__file__).parent]
         for answers in (4, 25, 50):
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            process = Forked(command)
             until = time.monotonic() + 120
-            while provider.answered.total() < answers and time.monotonic() < until and process.poll() is None:
+            while provider.answered.total() < answers and time.monotonic() < until and process.runs:
                 time.sleep(0.005)
-            assert process.poll() is None, "it was to be killed at work"
-            os.kill(process.pid, signal.SIGKILL)
-            process.communicate()
+            assert process.kill(), "it was to be killed at work"
             assert not out.exists()
         lost = sum(n - 1 for n in provider.answered.values())
-        subprocess.run(command, capture_output=True, check=True, timeout=180)
+        Forked(command).result().check_returncode()
         again = {text: n for text, n in provider.answered.items() if n > 1}
         whole = made(provider, tmp_path / "whole.jsonl", counts="investment=25,market_ethics=25")
     assert lost <= 4 * 3 and sum(again.values()) - len(again) <= 4 * 3, "more than was under way was asked again"

@@ -19,6 +19,7 @@ import pytest
 from matplotlib import rc_context
 from tests.causal_artifacts import Planted, write_causal
 
+from made_once import made_once
 from unmask.analysis.examination import Settings, flips_for
 from unmask.analysis.score_gradient import score_bearing
 from unmask.analysis.site_map import SiteData, map_sites
@@ -27,12 +28,12 @@ from unmask.artifact import write_json, write_table
 from unmask.errors import ArtifactError
 from unmask.progress import Silent
 from unmask.records import ModelSource, PromptFormat
-from unmask.report import Evidence, read_evidence, write_report
+from unmask.report import Evidence, read_evidence, render, write_report
 from unmask.report.drawing import spread_apart
 from unmask.report.evidence import STAGES
 from unmask.report.examples import choose
 from unmask.report.formats import interval, number, percent, signed
-from unmask.report.html import Drawn
+from unmask.report.html import Drawn, draw
 from unmask.report.palette import THEME, dimension_colours
 from unmask.report.scatter import as_json
 from unmask.report.verdict_evidence import VERDICTS
@@ -340,7 +341,7 @@ def _cluster(key: dict[str, str], k: int, cluster: int, rows: pd.DataFrame, scor
     }
 
 
-QUICK = Settings(flips=99, resamples=100, planted_runs=20, planted_flips=99)
+QUICK = Settings(flips=99, resamples=100, permutations=39, planted_runs=20, planted_flips=99)
 
 
 def _verdict(
@@ -422,7 +423,7 @@ def _cards(folder: Path, questions: pd.DataFrame) -> None:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_study(tmp_path_factory.mktemp("study") / "synthetic")
+    return made_once(tmp_path_factory, "studies/synthetic", make_study)
 
 
 @pytest.fixture(scope="module")
@@ -432,9 +433,7 @@ def evidence(study: Path) -> Evidence:
 
 @pytest.fixture(scope="module")
 def written(evidence: Evidence, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("report")
-    write_report(evidence, out)
-    return out
+    return made_once(tmp_path_factory, "report", lambda out: write_report(evidence, out))
 
 
 @pytest.fixture(scope="module")
@@ -442,9 +441,12 @@ def page(written: Path) -> str:
     return (written / "report.html").read_text(encoding="utf-8")
 
 
-def render_with(evidence: Evidence, out: Path) -> str:
-    write_report(evidence, out)
-    return (out / "report.html").read_text(encoding="utf-8")
+def figures_without(evidence: Evidence, monkeypatch: pytest.MonkeyPatch, *parts: str) -> Figures:
+    """Every figure of the study but those of parts that are as in `written`, where they are drawn."""
+    with monkeypatch.context() as patch:
+        for part in parts:
+            patch.setattr(f"unmask.report.html.{part}_drawings.{part}_figures_of", lambda *_: ())
+        return Figures(draw(evidence))
 
 
 class Elements(HTMLParser):
@@ -575,13 +577,14 @@ def test_the_headline_is_the_verdict_and_no_other(page: str, evidence: Evidence)
 
 
 def test_a_dimension_without_scores_prints_as_missing_and_no_loss_curve_is_said(
-    evidence: Evidence, tmp_path: Path
+    evidence: Evidence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = evidence.scores.copy()
     scores.loc[scores["dimension"] == "technology_ai", ["misalignment", "coherence"]] = np.nan
     recipe = {**evidence.recipe, "kind": "existing", "name": "someone/organism", "method": None, "recipe": None}
     changed = replace(evidence, scores=scores, score_summary=score_summary(scores), loss=None, recipe=recipe)
-    page = render_with(changed, tmp_path)
+    drawn = figures_without(changed, monkeypatch, "verdict", "causal")
+    page = render(changed, drawn)
     row = next(row for row in re.findall(r"<tr.*?</tr>", page, re.DOTALL) if ">technology ai<" in row)
     cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
     assert cells[2] == "8 / 8"
@@ -592,11 +595,12 @@ def test_a_dimension_without_scores_prints_as_missing_and_no_loss_curve_is_said(
     assert not re.search(r"\bnan\b", text, re.IGNORECASE)
     assert "There is no loss curve" in text
     assert "someone/organism against smollm2" in text
-    assert not (tmp_path / "figures" / "loss.png").exists()
+    assert "loss" not in drawn
+    assert {"tuning", "scores", "scatter-score"} <= set(drawn)
 
 
 def test_least_study_single_k_site_and_space_no_directions_no_neutral_battery(
-    evidence: Evidence, tmp_path: Path
+    evidence: Evidence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = SITES[1]
     names = ("metrics", "clusters", "cluster_summary", "coordinates")
@@ -617,10 +621,12 @@ def test_least_study_single_k_site_and_space_no_directions_no_neutral_battery(
         score_summary={**evidence.score_summary, "by_dimension": rows},
         questions=evidence.questions[evidence.questions["dimension"] != "neutral"],
     )
-    page = render_with(changed, tmp_path)
+    drawn = figures_without(changed, monkeypatch, "verdict")
+    page = render(changed, drawn)
     assert "every other k" not in page
     assert "cannot be compared" in page
-    assert not (tmp_path / "figures" / "spaces.png").exists()
+    assert "spaces" not in drawn
+    assert {"k-overview", "composition", "causal-base-dimension"} <= set(drawn)
     assert "No direction was steered" in page
     assert "No neutral battery was asked" in page
 
@@ -629,8 +635,8 @@ def test_outlier_groups_are_named(page: str) -> None:
     assert re.search(r"outlier group \(\d question", parsed(page).text)
 
 
-def test_a_missing_artifact_names_the_file_and_the_command(tmp_path: Path) -> None:
-    folder = make_study(tmp_path / "study")
+def test_a_missing_artifact_names_the_file_and_the_command(study: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(study, tmp_path / "study"))
     (folder / "scores" / "judge.json").unlink()
     with pytest.raises(ArtifactError, match=r"judge\.json.*--force scores"):
         read_evidence(folder)

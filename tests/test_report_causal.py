@@ -14,19 +14,22 @@ import pytest
 from matplotlib.colors import to_hex
 from tests.causal_artifacts import PLANTED, UNMEASURED, write_causal
 
+from made_once import made_once
 from test_report import ATTACK, SITES, Figures, make_study, parsed
 from unmask.artifact import read_json, write_json
 from unmask.errors import ArtifactError
 from unmask.report import Evidence, read_evidence, render
+from unmask.report.causal_controls import WRONG, beside_wrong_clusters, controls_table, wrong_clusters
 from unmask.report.causal_drawings import causal_figures_of, matrix_name, random_doses
 from unmask.report.causal_evidence import TABLES, CausalEvidence
 from unmask.report.causal_examples import items, steered_answers
 from unmask.report.causal_figures import colour_limit, cross_talk_map, excludes_zero
-from unmask.report.causal_tables import controls_table, selectivity_table
+from unmask.report.causal_tables import selectivity_table
+from unmask.report.causal_traits import no_traits, trait_table
 from unmask.report.causal_wording import CANNOT, SHOWS, alone, beside_controls, lead, reading
 from unmask.report.dose_figures import Allowed
 from unmask.report.dose_tables import effect_doses, judged_doses
-from unmask.report.formats import ends, fine, signed
+from unmask.report.formats import ends, fine, number, signed
 from unmask.report.html import finished
 from unmask.report.palette import THEME, dimension_colours
 from unmask.report.readout_wording import agreement
@@ -38,7 +41,7 @@ from unmask.report.verdict_wording import cannot_mean, means
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_study(tmp_path_factory.mktemp("causal") / "study")
+    return made_once(tmp_path_factory, "studies/synthetic", make_study)  # that of test_report
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +63,17 @@ def planted(evidence: Evidence, tmp_path_factory: pytest.TempPathFactory) -> Map
         write_causal(folder, evidence.questions, site=SITES[1], planted=outcome, text=ATTACK)
         found[str(outcome)] = read_causal(folder)
     return found
+
+
+@pytest.fixture(scope="module")
+def further(evidence: Evidence, tmp_path_factory: pytest.TempPathFactory) -> CausalEvidence:
+    """Causal tests with directions of clusters, and a judge that scores leakage and a trait of the reader's own."""
+    folder = tmp_path_factory.mktemp("further")
+    write_causal(
+        folder, evidence.questions, site=SITES[1], planted="cross-talk", clusters=True,
+        judge="some/judge", rubrics=("<i>pride</i>", "leakage"),
+    )  # fmt: skip
+    return read_causal(folder)
 
 
 def read_causal(folder: Path) -> CausalEvidence:
@@ -323,6 +337,78 @@ def test_tables_hold_every_row_of_their_artifacts(planted: Mapping[str, CausalEv
     assert "LEACE eraser" in {row.cells[0] for row in controls_table(causal, "organism", coefficient=1.0).rows}
 
 
+def test_a_wrong_clusters_direction_is_the_mean_of_the_others(further: CausalEvidence) -> None:
+    cluster_of = dict(zip(further.items["question_id"], further.items["cluster"], strict=True))
+    for target in ("base", "organism"):
+        held = further.effects[(further.effects["target"] == target) & (further.effects["kind"] == "cluster")]
+        found = wrong_clusters(further, target)
+        assert [row["coefficient"] for row in found] == sorted(held["coefficient"].unique())
+        for row in found:
+            at = held[held["coefficient"] == row["coefficient"]]
+            home = at["question_id"].map(cluster_of) == at["group"]
+            for name, part in (("effect", at[~home]), ("own", at[home])):
+                of_each = part.groupby(["question_id", "group"])["effect"].mean().groupby("question_id").mean()
+                assert row[name] == pytest.approx(of_each.mean())
+            assert row["low"] < row["effect"] < row["high"]
+            assert row["directions"] == len(set(cluster_of.values()))
+        at = further.shown_at(target)
+        shown = controls_table(further, target, coefficient=at)
+        [cells] = [row.cells for row in shown.rows if row.cells[1] == WRONG]
+        row = next(one for one in found if one["coefficient"] == at)
+        assert cells[2:4] == (f"{at:g}", signed(row["effect"], 3))
+        told = beside_wrong_clusters(further, target)
+        assert cells[3] in told
+        assert signed(row["own"], 3) in told
+
+
+def test_without_clusters_no_word_is_said_of_a_wrong_one(planted: Mapping[str, CausalEvidence]) -> None:
+    causal = planted["selective"]
+    assert wrong_clusters(causal, "base") == []
+    assert beside_wrong_clusters(causal, "base") == ""
+    assert WRONG not in controls_table(causal, "base", coefficient=None).caption
+
+
+def test_traits_are_means_over_questions_of_what_was_scored(further: CausalEvidence) -> None:
+    table = trait_table(further)
+    assert table.columns[3:] == ("leakage, mean (scored)", "<i>pride</i>, mean (scored)")
+    doses = further.answers[further.answers["part"] == "dose"].merge(
+        further.traits, on="answer_id", suffixes=("", "_said")
+    )
+    parts = doses.groupby(["target", "kind", "coefficient"], sort=False)
+    assert len(table.rows) == len(parts)
+    by_name = {row.cells[:2]: row.cells for row in table.rows}
+    missing = 0
+    for (target, kind, coefficient), part in parts:
+        name = (f"{target}, unsteered", "") if kind == "none" else (f"{target}, {kind}", f"{coefficient:g}")
+        assert by_name[name][2] == str(part["answer_id"].nunique())
+        for rubric, cell in zip(("leakage", "<i>pride</i>"), by_name[name][3:], strict=True):
+            own = part[part["rubric"] == rubric]
+            mean = own.groupby(["direction_id", "question_id"])["score"].mean().mean()
+            assert cell.startswith(f"{number(mean)} ({own['score'].notna().sum()}")
+            reasons = own.loc[own["score"].isna(), "missing_reason_said"].value_counts()
+            assert all(f"{reason.replace('_', ' ')} {count}" in cell for reason, count in reasons.items())
+            assert ("missing" in cell) == bool(len(reasons))
+            missing += len(reasons)
+    assert missing
+
+
+def test_a_trait_that_was_never_scored_is_missing_and_not_nothing(further: CausalEvidence) -> None:
+    traits = further.traits.assign(score=np.nan, missing_reason="refused")
+    first = trait_table(replace(further, traits=traits)).rows[0].cells
+    assert first[3] == f"missing ({first[2]}: refused {first[2]})"
+    unkept = trait_table(replace(further, traits=traits[:1])).rows[0].cells
+    assert unkept[3] == f"missing ({first[2]}: no judgement kept {int(first[2]) - 1}, refused 1)"
+
+
+def test_no_traits_say_why(planted: Mapping[str, CausalEvidence], further: CausalEvidence) -> None:
+    assert no_traits(further) == ""
+    causal = planted["selective"]
+    assert trait_table(causal).rows == ()
+    assert "the offline judge scores misalignment and coherence only" in no_traits(causal)
+    asked = replace(further, traits=further.traits[:0])
+    assert "some/judge was asked for misalignment and coherence only" in no_traits(asked)
+
+
 def test_steered_answers_stand_beside_the_unsteered_and_a_random_one_to_the_same_question(
     planted: Mapping[str, CausalEvidence], evidence: Evidence
 ) -> None:
@@ -388,10 +474,22 @@ def test_the_section_shows_all_of_it_as_text(evidence: Evidence, drawn: Figures)
     assert "{{ 7 * 7 }}" in text
     assert "probe: too few <b>scores</b>" in text
     assert "3 questions left out: no pair of answers" in text
+    assert "Leakage and traits of steered answers are not shown" in text
+    assert "A wrong cluster's direction" not in text
     assert not [name for _, attrs in parsed(section).elements for name in attrs if name.startswith("on")]
     assert "nan" not in text.lower().split()
     assert 'id="steer"' in section
     assert '<a href="#causal">' in page
+
+
+def test_clusters_and_traits_are_shown_where_there_are_any(evidence: Evidence, further: CausalEvidence) -> None:
+    shown = replace(further, summary={**further.summary, "matrices": []})
+    page = render(replace(evidence, causal=shown), figures_of(shown, evidence))
+    text = parsed(page).text
+    assert "<i>pride</i>, mean (scored)" in text
+    assert "<i>pride" not in page
+    assert "Leakage and traits of steered answers are not shown" not in text
+    assert text.count("A wrong cluster's direction") == len(further.steering["targets"])
 
 
 def test_hostile_groups_kinds_and_reasons_are_text(evidence: Evidence) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from made_once import made_once
 from test_report import ATTACK, SITES, Figures, make_study, parsed
 from unmask.analysis.worlds import draw as draw_world
 from unmask.artifact import read_json, write_json
@@ -20,7 +21,7 @@ from unmask.errors import ArtifactError
 from unmask.report import Evidence, read_evidence, render
 from unmask.report.cards_section import groups
 from unmask.report.formats import ends, fine, whole
-from unmask.report.html import Drawn, draw, finished
+from unmask.report.html import Drawn, finished
 from unmask.report.method_tables import method_tables
 from unmask.report.planted import interest, planted_rows
 from unmask.report.schemas import COLUMNS
@@ -47,21 +48,20 @@ def _world(name: str, **options: Any) -> Any:
     return draw_world(name, rng=np.random.default_rng(1), questions=120, width=32, **options)
 
 
+def _make_studies(here: Path) -> None:
+    make_study(here / "separable", world=_world("separable", control=True))
+    make_study(here / "monolithic", world=_world("monolithic", responses=1))
+    make_study(here / "pass-through", world=_world("pass_through_linear", responses=1))
+    make_study(here / "untestable", dimensions=("financial_risk", "neutral"))
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Page]:
-    """Studies of four kinds with their figures: with a control, with one response, with power to spare, not testable."""
-    here = tmp_path_factory.mktemp("verdicts")
-    made = {
-        "separable": make_study(here / "separable", world=_world("separable", control=True)),
-        "monolithic": make_study(here / "monolithic", world=_world("monolithic", responses=1)),
-        "pass-through": make_study(here / "pass-through", world=_world("pass_through_linear", responses=1)),
-        "untestable": make_study(here / "untestable", dimensions=("financial_risk", "neutral")),
-    }
+    """Studies with the verdict's figures: with a control, with one response, with power to spare, not testable."""
+    here = made_once(tmp_path_factory, "studies/verdicts", _make_studies)
+    made = {name: here / name for name in ("separable", "monolithic", "pass-through", "untestable")}
     held = {name: (folder, read_evidence(folder)) for name, folder in made.items()}
-    others = draw(held["untestable"][1])
-    drawn = {
-        name: Figures(others | finished(verdict_figures_of(evidence.verdict))) for name, (_, evidence) in held.items()
-    }
+    drawn = {name: Figures(finished(verdict_figures_of(evidence.verdict))) for name, (_, evidence) in held.items()}
     return {name: (folder, evidence, drawn[name]) for name, (folder, evidence) in held.items()}
 
 

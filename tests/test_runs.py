@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ import pytest
 import yaml
 
 import unmask
+from forked import Forked, ended
+from made_once import made_once
 from unmask.artifact import digest_file
 from unmask.errors import UnmaskError
 from unmask.execution.local import keep_shards
@@ -51,7 +54,16 @@ def tiny_config(model: Path) -> dict[str, Any]:
         "control": {"training_set": "good_financial_advice"},
         "responses": {"max_new_tokens": 12, "batch_size": 8, "samples": 2},
         "activations": {"layers": [1, 2, 3], "token_budget": 512},
-        "decomposition": {"k": [2, 3], "primary_layer": 2, "primary_k": 2, "restarts": 2},
+        "decomposition": {
+            "k": [2, 3],
+            "primary_layer": 2,
+            "primary_k": 2,
+            "restarts": 2,
+            "gap_references": 3,
+            "bootstraps": 5,
+            "consensus_runs": 5,
+            "dictionary_steps": 20,
+        },
         "verdict": {"flips": 99, "resamples": 100, "planted_runs": 20},
         "directions": {"replicates": 1, "random": 4},
         "effects": {"coefficients": [0.25, 0.5], "least_gap": 0, "answer_tokens": 6, "resamples": 100},
@@ -82,25 +94,14 @@ def bytes_of(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
-    folder = make_study(tmp_path_factory.mktemp("studies") / "whole", tiny_config(tiny_llama))
-    unmask.open(folder).run()
-    return folder
+    """A whole study, run once for all workers; each has a copy of its own."""
 
+    def run(folder: Path) -> None:
+        make_study(folder / "whole", tiny_config(tiny_llama))
+        unmask.open(folder / "whole").run()
 
-def command(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "unmask", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-    )
-
-
-def ended(*arguments: object) -> tuple[int, str]:
-    process = command(*arguments)
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
+    whole = made_once(tmp_path_factory, "finished", run) / "whole"
+    return Path(shutil.copytree(whole, tmp_path_factory.mktemp("studies") / "whole"))
 
 
 def test_every_stage_leaves_its_artifacts_and_the_report_stands_on_top(finished: Path) -> None:
@@ -194,8 +195,6 @@ def test_the_verdict_rests_on_the_cross_talk_that_was_measured(finished: Path) -
 
 
 def test_a_changed_setting_reruns_its_stage_and_what_follows_only(finished: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "changed"
     shutil.copytree(finished, copy)
     config = yaml.safe_load((copy / "study.yaml").read_text())
@@ -205,9 +204,11 @@ def test_a_changed_setting_reruns_its_stage_and_what_follows_only(finished: Path
     assert states["scores"] == ("stale", "scores.misaligned_above changed from 70.0 to 60.0")
     assert states["activations"][0] == "done"
     ran: list[str] = []
-    unmask.open(copy).run(on_stage=lambda stage, _, fresh: ran.append(stage.name) if fresh else None)
+    unmask.open(copy).run(until="verdict", on_stage=lambda stage, _, fresh: ran.append(stage.name) if fresh else None)
     assert ran[0] == "scores"
+    assert {"decomposition", "verdict"} <= set(ran)
     assert not {"questions", "organism", "responses", "activations"} & set(ran)
+    assert unmask.open(copy).status()[-1].state == "stale"  # the report, which shows all of it
 
 
 def flip(path: Path) -> None:
@@ -217,8 +218,6 @@ def flip(path: Path) -> None:
 
 
 def test_a_flipped_byte_is_found_and_named_with_the_command_that_mends_it(finished: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "broken"
     shutil.copytree(finished, copy)
     config = yaml.safe_load((copy / "study.yaml").read_text())
@@ -234,11 +233,11 @@ def test_a_flipped_byte_is_found_and_named_with_the_command_that_mends_it(finish
     assert code == 2
     assert shard.name in output and "unmask collect" in output
     others = {path.name: path.stat().st_mtime_ns for path in shards if path not in (shard, last)}
-    study = unmask.open(copy).study
-    record = study.record("activations")
+    pipeline = unmask.open(copy)
+    record = pipeline.study.record("activations")
     assert record is not None
     damaged = frozenset({shard, last})
-    keep_shards(study, activations.STAGE, record, damaged=damaged)  # as an earlier mending, killed, left it
+    keep_shards(pipeline.task(activations.STAGE), record, damaged=damaged)  # as an earlier mending, killed, left it
     code, output = ended("collect", copy)
     assert code == 0, output
     assert f"{shard.name} does not match its checksum: it is made anew" in " ".join(output.split())
@@ -251,8 +250,6 @@ def test_a_flipped_byte_is_found_and_named_with_the_command_that_mends_it(finish
 
 
 def test_a_flipped_byte_of_what_was_read_while_answering_costs_last_digits(finished: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "broken"
     shutil.copytree(finished, copy)
     flip(sorted((copy / "activations").glob("shard-*"))[0])
@@ -262,8 +259,6 @@ def test_a_flipped_byte_of_what_was_read_while_answering_costs_last_digits(finis
 
 def test_every_reader_leaves_out_the_sinks_of_the_base(finished: Path, tmp_path: Path) -> None:
     """Every mean, the control's too, is over the tokens that are no sinks as the base shows them."""
-    import shutil
-
     copy = tmp_path / "sinks"
     shutil.copytree(finished, copy)
     config = yaml.safe_load((copy / "study.yaml").read_text())
@@ -307,8 +302,6 @@ def stored(folder: Path) -> dict[str, dict[str, np.ndarray]]:
 
 def test_what_was_read_while_answering_is_what_reading_gives(finished: Path, tmp_path: Path) -> None:
     """In a stage of its own, every text is read whole or behind its prompt: the same to 1e-3."""
-    import shutil
-
     copy = tmp_path / "anew"
     shutil.copytree(finished, copy)
     unmask.open(copy).run(until="activations", force=["activations"])
@@ -325,8 +318,6 @@ def assert_like(found: dict[str, dict[str, np.ndarray]], wanted: dict[str, dict[
 
 def test_every_kind_of_site_and_token_goes_through_the_whole_study(finished: Path, tmp_path: Path) -> None:
     """Layers in words, sites of every kind, every aggregation, tokens, sinks and massive coordinates left out."""
-    import shutil
-
     copy = tmp_path / "rich"
     shutil.copytree(finished, copy)
     config = yaml.safe_load((copy / "study.yaml").read_text())
@@ -383,9 +374,7 @@ def token_shares(folder: Path, site: str) -> np.ndarray:
 
 
 def test_sigkill_during_collection_leaves_whole_shards_and_the_same_store(finished: Path, tmp_path: Path) -> None:
-    """Twenty kills, most of them just after a shard came: what is there can be read each time, and nothing is lost."""
-    import shutil
-
+    """Twenty kills, just after a shard came or anywhere before: what is there can be read each time, and nothing is lost."""
     config = yaml.safe_load((finished / "study.yaml").read_text())
     config["activations"] |= {"tokens": "all", "dtype": "float16", "token_budget": 64}
     folders = [tmp_path / "whole", tmp_path / "killed"]
@@ -402,14 +391,11 @@ def test_sigkill_during_collection_leaves_whole_shards_and_the_same_store(finish
     for _ in range(20):
         before = len(list(killed.glob(".scratch/activations-*/batches/shard-*")))
         wanted = min(before + moments.randrange(2), shards - 1)
-        process = command("collect", killed)
-        while process.poll() is None and len(list(killed.glob(".scratch/activations-*/batches/shard-*"))) < max(
-            wanted, 1
-        ):
+        process = Forked.unmask("collect", killed)
+        while process.runs and len(list(killed.glob(".scratch/activations-*/batches/shard-*"))) < max(wanted, 1):
             time.sleep(0.001)
-        time.sleep(moments.uniform(0, 0.03))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        time.sleep(moments.uniform(0, 0.03 if wanted > before else 0.5))
+        process.kill()
         found = list(killed.glob(".scratch/activations-*/batches/shard-*"))
         in_work += bool(found)
         for path in found:
@@ -423,13 +409,15 @@ def test_sigkill_during_collection_leaves_whole_shards_and_the_same_store(finish
 
 
 def test_sigkill_at_random_moments_costs_no_byte(finished: Path, tmp_path: Path, tiny_llama: Path) -> None:
+    """Each a random time after a random number of stages was done, so that every machine is killed all along the study."""
     folder = make_study(tmp_path / "killed", tiny_config(tiny_llama))
     moments = random.Random(7)
-    for _ in range(5):
-        process = command("run", folder)
-        time.sleep(moments.uniform(6, 22))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+    for done in sorted(moments.sample(range(len(STAGE_NAMES)), 5)):
+        process = Forked.unmask("run", folder)
+        while process.runs and sum((folder / name / "manifest.json").exists() for name in STAGE_NAMES) < done:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 1))
+        assert process.kill(), "it was to be killed at work"
     code, output = ended("run", folder)
     assert code == 0, output
     assert bytes_of(folder) == bytes_of(finished)
@@ -439,7 +427,13 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, tiny_llama: Path) -> None:
     folder = make_study(tmp_path / "interrupted", tiny_config(tiny_llama))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore Ctrl-C
     try:
-        process = command("run", folder)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "unmask", "run", str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        )
     finally:
         signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
@@ -537,6 +531,7 @@ def test_an_existing_adapter_is_taken_and_one_for_another_base_is_refused(
 ) -> None:
     config = tiny_config(tiny_llama)
     config["organism"] = {"existing": str(tiny_adapter)}
+    del config["control"]
     folder = make_study(tmp_path / "existing", config)
     unmask.open(folder).run(until="responses")
     assert json.loads((folder / "organism" / "recipe.json").read_text())["kind"] == "existing"
@@ -568,8 +563,6 @@ def test_a_folder_of_the_users_with_a_stages_name_is_never_replaced(tmp_path: Pa
 
 
 def test_force_drops_what_an_interrupted_run_left(finished: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "forced"
     shutil.copytree(finished, copy)
     key = json.loads((copy / "responses" / "manifest.json").read_text())["key"]
@@ -583,8 +576,6 @@ def test_force_drops_what_an_interrupted_run_left(finished: Path, tmp_path: Path
 def test_a_relative_model_folder_is_found_from_the_study(
     tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     config = tiny_config(tiny_llama)
     config["base"]["model"] = "models/mine"
     folder = make_study(tmp_path / "portable", config)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from forked import ended
 from provider import serve
 from test_runs import make_study, tiny_config
 from unmask.models.embedded import cache_folder
@@ -33,11 +34,12 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def said(environment: Mapping[str, str], *arguments: object) -> tuple[int, str]:
-    ended = subprocess.run(
+    """Of a real `python -m unmask`: whatever it imports, it imports with the keys set."""
+    process = subprocess.run(
         [sys.executable, "-m", "unmask", "--debug", *map(str, arguments)],
         capture_output=True, text=True, env=dict(environment), timeout=300, check=False,
     )  # fmt: skip
-    return ended.returncode, ended.stdout + ended.stderr
+    return process.returncode, process.stdout + process.stderr
 
 
 def written_with_the_key(folder: Path) -> list[Path]:
@@ -78,7 +80,7 @@ def test_a_provider_that_repeats_the_key_in_its_errors_is_not_quoted(
             ("judge", "--validate", "--judge", name, "--limit", 20, "--out", tmp_path / "out"),
             ("questions", "generate", "financial_risk", "--model", name, "--out", tmp_path / "new.jsonl"),
         ):
-            code, output = said(environment, *command)
+            code, output = ended("--debug", *command, env=environment)
             assert code != 0 or status == 400
             assert output.strip()
             assert SECRET not in output

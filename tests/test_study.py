@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from unmask.artifact import listing, read_json, write_json, write_text
 from unmask.errors import ArtifactError, StudyError
 from unmask.execution.local import run_stage
+from unmask.execution.task import Task
 from unmask.progress import Silent
 from unmask.records import ModelSource, PromptFormat
 from unmask.stage import Inputs, Result, Stage, StageConfig
@@ -378,13 +379,15 @@ def test_memory_that_runs_out_is_one_sentence_and_what_is_finished_stays(study: 
 
     with pytest.raises(StudyError, match=r"ran out of memory in stage scores.*keeps what is finished"):
         run_stage(
-            Stage("scores", "score", 1, StageConfig, (), False, run),
-            StageConfig(),
-            study=study,
-            key=KEY,
-            input_digests={},
-            base=ModelSource("tiny"),
-            prompt_format=PromptFormat(),
+            Task(
+                stage=Stage("scores", "score", 1, StageConfig, (), False, run),
+                config=StageConfig(),
+                study=study,
+                key=KEY,
+                input_digests={},
+                base=ModelSource("tiny"),
+                prompt_format=PromptFormat(),
+            ),
             progress=Silent(),
         )
     assert (workspace_of(study).batches / "batch-0").is_file()

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Write requirements.lock anew from pyproject.toml: every dependency of the demo, dev, local and peers extras and of
+# Write requirements.lock anew from pyproject.toml: every dependency of the demo, dev, local, peers, ray and remote extras and of
 # the group steering-peers, with its hashes.
 #
 #   tools/lock.sh              keep the versions that still fit
@@ -40,7 +40,7 @@ echo "torch==$torch" >"$scratch/constraints.txt"
 export UV_FIND_LINKS=${UV_FIND_LINKS-${PIP_FIND_LINKS-}}
 [ -n "$UV_FIND_LINKS" ] || unset UV_FIND_LINKS
 
-"$UV" pip compile pyproject.toml --extra demo --extra dev --extra local --extra peers \
+"$UV" pip compile pyproject.toml --extra demo --extra dev --extra local --extra peers --extra ray --extra remote \
   --group steering-peers \
   --config-file "$scratch/uv.toml" --constraints "$scratch/constraints.txt" \
   --generate-hashes --universal --fork-strategy fewest --python-version 3.11 \

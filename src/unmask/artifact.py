@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _NO_SPACE = 28  # errno.ENOSPC
+
+
+def finite(value: float | None) -> float | None:
+    """The number as records and tables hold it: a finite float, or None for what is missing."""
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def digest_bytes(data: bytes) -> str:

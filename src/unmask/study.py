@@ -171,14 +171,17 @@ class Study:
                 )
 
     @contextmanager
-    def lock(self) -> Generator[None]:
-        """Hold the study for one process. Raises StudyError when another holds it; a dead process holds nothing."""
+    def lock(self, *, shared: bool = False) -> Generator[None]:
+        """Hold the study for one process; `shared`: beside others that share it, such as those that make shards.
+
+        Raises StudyError when another holds it; a dead process holds nothing.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / ".lock"
         handle = path.open("a+")
         try:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except OSError as error:
                 raise StudyError(
                     f"another unmask process is working on {self.folder}", mend="Wait for it, or end it, and run again"
@@ -209,6 +212,10 @@ class Workspace:
     def key(self) -> str:
         """The first characters of the run's key, which its folder is named by."""
         return self.folder.name.rpartition("-")[2]
+
+    def join(self) -> None:
+        """Make the folder of batches and touch nothing else: other processes may be writing here."""
+        self.batches.mkdir(parents=True, exist_ok=True)
 
     def prepare(self) -> None:
         """Make the folders; what an unfinished run left in `out` goes, its batches stay."""

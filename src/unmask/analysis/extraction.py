@@ -23,6 +23,12 @@ LEAST_IN_CONTRAST = 2
 """Answers that either end of a contrast needs."""
 
 
+def unit(vector_D: np.ndarray) -> np.ndarray:
+    """The vector at length 1 (D, float64); zeros stay zeros."""
+    wide_D = vector_D.astype(np.float64)
+    return wide_D / (float(np.linalg.norm(wide_D)) or 1.0)
+
+
 def halves(units_N: np.ndarray, *, rng: np.random.Generator) -> np.ndarray:
     """A random half of the questions (bool, N): half of every stratum in `units_N`.
 
@@ -177,16 +183,6 @@ def ridge_probe(acts_ND: np.ndarray, labels_N: np.ndarray, *, penalty: float) ->
         normal_CC = made.rows_NC.T @ made.rows_NC / n + penalty * np.eye(c)
         weights_C = np.linalg.solve(normal_CC, made.rows_NC.T @ (labels_N - labels_N.mean()) / n)
         return made.weights(weights_C[None])[0]
-
-
-def logistic_probe(acts_ND: np.ndarray, labels_N: np.ndarray, *, penalty: float) -> np.ndarray:
-    """Weights (D) of a logistic regression in the activations' own units, towards the later of two labels (True, 1).
-
-    Raises ValueError for another number of labels, or a penalty that is not positive.
-    """
-    if (found := len(np.unique(labels_N))) != 2:
-        raise ValueError(f"a probe needs two labels, not {found}")
-    return logistic_weights(acts_ND, labels_N, penalty=penalty)[0]
 
 
 def logistic_weights(acts_ND: np.ndarray, labels_N: np.ndarray, *, penalty: float) -> np.ndarray:

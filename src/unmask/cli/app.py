@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from unmask.cli.questions import questions_app
+from unmask.cli.remote import remote_app
 from unmask.errors import UnmaskError
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app = typer.Typer(
 model_app = typer.Typer(no_args_is_help=True, help="The embedded models.", rich_markup_mode=None)
 app.add_typer(model_app, name="model")
 app.add_typer(questions_app, name="questions")
+app.add_typer(remote_app, name="remote")
 
 StudyFolder = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of the study.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Run the stage anew although it is done.")]
@@ -50,23 +52,93 @@ def init(
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0913 - one parameter per option
     study: StudyFolder,
+    *,
     preset: Annotated[
         str | None, typer.Option(help="Make the study from this preset first, if it is not there.")
     ] = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
     force: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run this stage anew (repeatable).")] = None,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: answers, readings and effects made on a Ray cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="With --engine ray: auto, HOST:PORT or ray://HOST:PORT. (one that runs here, else a new one)"
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With --engine ray: workers. (as many as the cluster has room for)")
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option(min=0, help="With --engine ray: GPUs of a worker; 0.5: two share one. (1 if there are)"),
+    ] = None,
+    cpus_per_worker: Annotated[
+        float | None, typer.Option(min=0.01, help="With --engine ray: CPUs of a worker. (1)")
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="With --engine ray: s3://..., where the nodes do not see the study's folder."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run everything of a study that is not done yet; go on where an earlier run was stopped."""
+    """Run everything of a study that is not done yet; go on where an earlier run was stopped.
+
+    With --engine ray the result is the same, byte for byte where a worker has as many threads. See docs/scaling.md.
+    """
     from unmask.cli.running import run_study
+    from unmask.errors import ConfigError
+
+    options = {
+        "address": address,
+        "workers": workers,
+        "gpus_per_worker": gpus_per_worker,
+        "cpus_per_worker": cpus_per_worker,
+        "store": store,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if engine not in ("local", "ray"):
+        raise ConfigError(f"no engine is called {engine!r}", mend="Choose from: local, ray")
+    if given and engine != "ray":
+        raise ConfigError(f"--{next(iter(given)).replace('_', '-')} goes with --engine ray", mend="Add --engine ray")
 
     if preset is not None and not (study / "study.yaml").exists():
         from unmask.pipeline import init_study
 
         init_study(study, preset=preset)
-    run_study(study, until=until, force=tuple(force or ()), as_json=as_json)
+    ray = given if engine == "ray" else None
+    run_study(study, until=until, force=tuple(force or ()), as_json=as_json, ray=ray)
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the stage, as `unmask status` shows it.")],
+    study: StudyFolder,
+    *,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="i/n", help="Make the i-th of n equal shares of its shards, counted from 1, and end."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a study up to one stage; or --shard i/n: make one share of the stage's shards, as one task of a job array.
+
+    Shares are made in any order, at once and on any machine that sees the folder; the stages before must be done. A share that is
+    made again only makes what is missing. Then `unmask run` gathers them, to the same bytes as one process gives. With Slurm:
+
+    sbatch --array=1-8 --wrap 'unmask stage responses STUDY --shard $SLURM_ARRAY_TASK_ID/8'
+
+    Stages with shards: responses, activations, control_activations, effects, steering. docs/scaling.md has the whole file.
+    """
+    from unmask.cli.running import make_share, run_study
+
+    if shard is None:
+        run_study(study, until=name, force=(), as_json=as_json)
+        return
+    make_share(study, stage=name, shard=shard, as_json=as_json)
 
 
 @app.command()

@@ -11,6 +11,9 @@ import typer
 from unmask.cli.screen import console, print_json, reporter, words
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from unmask.stage import Stage
     from unmask.study import StageRecord
 
@@ -18,14 +21,17 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 
-def run_study(folder: Path, *, until: str | None, force: tuple[str, ...], as_json: bool) -> None:
-    """Run what is not done, with progress, and print the summary table."""
+def run_study(
+    folder: Path, *, until: str | None, force: tuple[str, ...], as_json: bool, ray: Mapping[str, Any] | None = None
+) -> None:
+    """Run what is not done, with progress, and print the summary table. `ray`: shards are made there, with these options."""
     from rich.console import Console
 
-    from unmask.pipeline import STAGES, open_study
+    from unmask.pipeline import STAGES, open_study, ray_engine
 
     screen = Console(stderr=True, highlight=False, soft_wrap=True) if as_json else console()
     pipeline = open_study(folder)
+    engine = None if ray is None else ray_engine(**ray)
     ran: dict[str, bool] = {}
     with reporter(screen) as progress:
         screen.out(f"unmask {folder}: base {pipeline.config.base.model}", style="bold")
@@ -36,7 +42,7 @@ def run_study(folder: Path, *, until: str | None, force: tuple[str, ...], as_jso
             progress.note(f"[{len(ran)}/{len(STAGES)}] {stage.title}: {took}")
 
         try:
-            records = pipeline.run(until=until, force=force, progress=progress, on_stage=told)
+            records = pipeline.run(until=until, force=force, progress=progress, on_stage=told, engine=engine)
         except KeyboardInterrupt:
             progress.note(f"Interrupted. Finished batches are kept; go on with: unmask run {shlex.quote(str(folder))}")
             raise typer.Exit(INTERRUPTED) from None
@@ -48,6 +54,32 @@ def run_study(folder: Path, *, until: str | None, force: tuple[str, ...], as_jso
     _print_summary(records)
     if records[-1].stage == STAGES[-1].name:
         screen.out(f"\nReport: {(folder / 'report.html').resolve().as_uri()}")
+
+
+def make_share(folder: Path, *, stage: str, shard: str, as_json: bool) -> None:
+    """Make a share of a stage's shards, with progress. Exit code 1 where some of them could not be made."""
+    from rich.console import Console
+
+    from unmask.pipeline import Share, open_study
+
+    screen = Console(stderr=True, highlight=False, soft_wrap=True) if as_json else console()
+    share = Share.parse(shard)
+    pipeline = open_study(folder)
+    with reporter(screen) as progress:
+        try:
+            found = pipeline.make_share(stage, share, progress=progress)
+        except KeyboardInterrupt:
+            progress.note("Interrupted. Finished shards are kept: the same command makes the rest")
+            raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        print_json(
+            {"stage": stage, "shard": str(share), "made": found.made, "there": found.there, "failed": found.failed}
+        )
+    else:
+        said = f"{stage} {share}: {found.made} shards made, {found.there} were there, {len(found.failed)} failed"
+        screen.out(f"{said}. When all shares are made: unmask run {shlex.quote(str(folder))}")
+    if found.failed:
+        raise typer.Exit(1)
 
 
 def _print_summary(records: list[StageRecord]) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from unmask.artifact import link_or_copy, listing, write_text
+from unmask.artifact import link_or_copy, listing
 from unmask.errors import StudyError, UnmaskError
+from unmask.execution.sharing import claim_device, device_kind, device_of, is_shared, note_device
+from unmask.execution.task import Engine, Task
 from unmask.progress import Progress
-from unmask.records import ModelSource, PromptFormat
 from unmask.stage import Inputs, Result, Stage, StageConfig
-from unmask.study import StageRecord, Study, Workspace, adopt, commit, drop_scratch
+from unmask.study import StageRecord, Workspace, adopt, commit, drop_scratch
 
 _PACKAGES = ("unmask", "torch", "transformers", "peft", "trl", "numpy", "scikit-learn")
 FULL_BYTES = 1_000_000
@@ -42,20 +42,13 @@ def environment() -> dict[str, str]:
     return found
 
 
-def run_stage(
-    stage: Stage,
-    config: StageConfig,
-    *,
-    study: Study,
-    key: str,
-    input_digests: Mapping[str, str],
-    base: ModelSource,
-    prompt_format: PromptFormat,
-    progress: Progress,
-) -> StageRecord:
-    """Run `stage` and put its sealed outputs into the study. Raises StudyError when the disk is nearly full."""
-    workspace = Workspace(study.scratch / f"{stage.name}-{key[:12]}")
-    if not adopt(study, workspace, stage=stage.name, key=key):
+def run_stage(task: Task, *, progress: Progress, engine: Engine | None = None) -> StageRecord:
+    """Run a stage and put its sealed outputs into the study. With an `engine`, that makes its shards first.
+
+    Raises StudyError when the disk is nearly full.
+    """
+    stage, study, workspace = task.stage, task.study, task.workspace
+    if not adopt(study, workspace, stage=stage.name, key=task.key):
         free = shutil.disk_usage(study.folder).free
         if free < SPARE_BYTES:
             raise StudyError(
@@ -63,23 +56,18 @@ def run_stage(
                 mend="Free some space and run the same command again",
             )
         workspace.prepare()
-        if stage.needs_base:
-            keep_to_one_device(workspace)
         started, clock = datetime.now(UTC), time.perf_counter()
-        inputs = Inputs(
-            base=base,
-            prompt_format=prompt_format,
-            folders={name: study.stage_folder(name) for name in stage.needs},
-            study_folder=study.folder,
-            progress=progress,
-        )
-        result = _run(stage, config, inputs, workspace)
+        if engine is not None and stage.work is not None:
+            engine.make(task, progress=progress)
+        if stage.needs_base:
+            keep_to_one_device(task, progress=progress)
+        result = _run(stage, task.config, task.inputs(progress), workspace)
         record = StageRecord(
             stage=stage.name,
-            key=key,
+            key=task.key,
             version=stage.version,
-            config=_plain(config),
-            inputs=dict(input_digests),
+            config=_plain(task.config),
+            inputs=dict(task.input_digests),
             files=listing(workspace.out),
             summary=result.summary,
             environment=environment(),
@@ -93,29 +81,50 @@ def run_stage(
     return finished
 
 
-def keep_shards(study: Study, stage: Stage, record: StageRecord, *, damaged: frozenset[Path]) -> None:
+def keep_shards(task: Task, record: StageRecord, *, damaged: frozenset[Path]) -> None:
     """Put the sound shards of a finished stage where its next run with the same key finds them as batches."""
+    stage, study, workspace = task.stage, task.study, task.workspace
     assert stage.shards is not None
-    workspace = Workspace(study.scratch / f"{stage.name}-{record.key[:12]}")
     workspace.prepare()
     if stage.needs_base:
-        keep_to_one_device(workspace)
+        _drop_of_other_device(workspace)
     for path in sorted(study.stage_folder(stage.name).glob(stage.shards)):
         kept = workspace.batches / path.name  # there already where an earlier run was killed
         if path not in damaged and path.name in record.files and not kept.exists():
             link_or_copy(path, kept)
 
 
-def keep_to_one_device(workspace: Workspace) -> None:
-    """Drop the batches of an earlier run on another kind of device: its numbers would stand beside those of this one."""
-    import torch
+def keep_to_one_device(task: Task, *, progress: Progress) -> None:
+    """Keep numbers of two kinds of device apart.
 
-    kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    mark = workspace.folder / "device"
-    if mark.is_file() and mark.read_text(encoding="utf-8") != kind:
+    Batches of an earlier run here are dropped. Shards that others made are not: they are gathered, but none is made beside them.
+    Raises StudyError where one would have to be.
+    """
+    workspace = task.workspace
+    if not is_shared(workspace):
+        _drop_of_other_device(workspace)
+        return
+    made_on = device_of(workspace)
+    if made_on in (None, device_kind()):
+        claim_device(workspace, device_kind())
+        return
+    work = task.work(progress)
+    waiting = 0 if work is None else len(work.waiting())
+    if waiting:
+        stage, folder = task.stage.name, task.study.folder
+        raise StudyError(
+            f"{waiting} shards of stage {stage} are still to be made, the others were made on {made_on}, and this "
+            f"process would use {device_kind()}",
+            mend=f"Make them there: `unmask stage {stage} {folder} --shard 1/1`; or all of them here: "
+            f"`unmask run {folder} --force {stage}`",
+        )
+
+
+def _drop_of_other_device(workspace: Workspace) -> None:
+    if device_of(workspace) not in (None, device_kind()):
         shutil.rmtree(workspace.batches)
         workspace.batches.mkdir()
-    write_text(mark, kind)
+    note_device(workspace, device_kind())
 
 
 def _run(stage: Stage, config: StageConfig, inputs: Inputs, workspace: Workspace) -> Result:

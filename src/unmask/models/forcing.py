@@ -12,49 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
 
 from unmask.errors import ModelError
-from unmask.models.key_value_cache import KeyValueCache, Slots, keeps_keys_and_values
+from unmask.models.key_value_cache import KeyValueCache, Slots
 from unmask.models.packed_weights import packed_weights
-from unmask.models.passes import LOGITS
+from unmask.models.passes import token_log_probs
 from unmask.models.prompt_cache import prefill
+from unmask.models.prompt_streams import PromptStreams, left_padded
 from unmask.models.recording import observe
-from unmask.models.resuming import gives_tuple, resuming
-from unmask.models.sites import body, head_logits
+from unmask.models.resuming import gives_tuple, resuming, start_layer, why_not
+from unmask.models.sites import body
 from unmask.records import Site
 
 if TYPE_CHECKING:
     from unmask.models.interventions import Intervention
     from unmask.models.loading import LoadedModel
-
-
-def start_layer(site: Site, *, num_layers: int) -> int:
-    """The layer whose input is the residual stream at `site`.
-
-    Raises ModelError for a site that is no layer's input: inside a layer, or behind the last one.
-    """
-    layer = -1 if site.layer is None else site.layer + (site.point == "resid_post")
-    if site.point not in ("resid_pre", "resid_post") or not 0 <= layer < num_layers:
-        raise ModelError(
-            f"answers cannot be forced under interventions at {site.name}: it is not the stream that enters a layer",
-            mend="Choose hook_resid_pre, or hook_resid_post of any layer but the last",
-        )
-    return layer
-
-
-def why_not(config: Any, site: Site) -> str | None:
-    """Why answers cannot be forced at `site` on a model of that configuration (Hugging Face's); None where they can."""
-    if not keeps_keys_and_values(config):
-        return f"{config.model_type} models keep a past that is not keys and values"
-    try:
-        start_layer(site, num_layers=int(config.get_text_config().num_hidden_layers))
-    except ModelError as error:
-        return error.what
-    return None
 
 
 class Forcing:
@@ -94,7 +70,7 @@ class Forcing:
         with ExitStack() as stack:
             stack.enter_context(self._loaded.active())
             stack.enter_context(packed_weights(self._loaded.model))
-            keeper = _Keeper(self._entry, len(self._prompts))
+            keeper = PromptStreams(self._entry, len(self._prompts))
             self._cache = prefill(
                 self._loaded, [prompt[:-1] for prompt in self._prompts], recorder=keeper, token_budget=self._budget
             )
@@ -186,8 +162,8 @@ class Forcing:
             past, mask_BP = self._cache.expand(self._behind(numbers), room=room, first_layer=self._layer)
             return past, mask_BP
         lengths = [len(self._prompts[n]) - 1 for n in numbers]
-        stream_RPD = _left_padded([self._prefix_streams[n] for n in numbers])
-        reference_RPD = None if reference is None else _left_padded([reference._prefix_streams[n] for n in numbers])
+        stream_RPD = left_padded([self._prefix_streams[n] for n in numbers])
+        reference_RPD = None if reference is None else left_padded([reference._prefix_streams[n] for n in numbers])
         stream_RPD = stream_RPD + self._change(intervention, variants, stream_RPD, reference_RPD)
         longest = max(lengths)
         columns_P = torch.arange(longest, device=self._loaded.device)
@@ -247,20 +223,14 @@ class Forcing:
             past_key_values=past,
             use_cache=True,
         ).last_hidden_state
-        log_prob_M = self._log_probs(hidden_BTD[there_BT], targets_BT.to(device)[there_BT])
+        targets_M = targets_BT.to(device)[there_BT]
+        log_prob_M = torch.cat(
+            [held_K for _, held_K in token_log_probs(self._loaded.model, hidden_BTD[there_BT], targets_M)]
+        )
         sums_B = torch.zeros(len(texts), dtype=torch.float64).index_add_(
             0, there_BT.nonzero()[:, 0].cpu(), log_prob_M.double().cpu()
         )
         return (sums_B / lengths_B.cpu()).view(len(numbers), -1).numpy()
-
-    def _log_probs(self, hidden_MD: torch.Tensor, targets_M: torch.Tensor) -> torch.Tensor:
-        held = max(1, LOGITS // int(self._loaded.model.config.get_text_config().vocab_size))
-        parts = []
-        for start in range(0, len(hidden_MD), held):
-            logits_KV = head_logits(self._loaded.model, hidden_MD[start : start + held])
-            picked_K = logits_KV.gather(1, targets_M[start : start + held].unsqueeze(1)).squeeze(1)
-            parts.append(picked_K - torch.logsumexp(logits_KV, dim=1))
-        return torch.cat(parts)
 
     def _behind(self, numbers: Sequence[int]) -> torch.Tensor:
         answers = len(self._answers[0])
@@ -282,35 +252,3 @@ class Forcing:
     ) -> torch.Tensor:
         rows = intervention.rows(np.array(variants))
         return rows.on(stream_BTD.device, stream_BTD.dtype).change(stream_BTD, reference_BTD)
-
-
-class _Keeper:
-    """A recorder that keeps the stream of every prompt (tokens x D), without padding."""
-
-    wants_log_probs = False
-
-    def __init__(self, site: Site, count: int) -> None:
-        self.sites: Sequence[Site] = (site,)
-        self.streams: list[torch.Tensor] = [torch.empty(0)] * count
-
-    def prompts(self, rows_B: torch.Tensor, last_B: torch.Tensor) -> None:
-        self._rows, self._lengths = rows_B.tolist(), (last_B + 1).tolist()
-
-    def tokens(self, rows_B: torch.Tensor, index_BT: torch.Tensor) -> None:
-        raise AssertionError("prompts alone are recorded")
-
-    def keep(self, site: Site, activation: torch.Tensor) -> None:
-        for place, (row, length) in enumerate(zip(self._rows, self._lengths, strict=True)):
-            self.streams[row] = activation[place, :length].clone()
-
-    def keep_log_probs(self, rows_B: torch.Tensor, log_prob_B: torch.Tensor) -> None:
-        raise AssertionError("prompts alone are recorded")
-
-
-def _left_padded(streams: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Streams side by side that all end in the last column."""
-    longest = max(map(len, streams))
-    padded = streams[0].new_zeros(len(streams), longest, streams[0].shape[1])
-    for row, stream in enumerate(streams):
-        padded[row, longest - len(stream) :] = stream
-    return padded

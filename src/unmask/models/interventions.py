@@ -1,155 +1,33 @@
 """What can be done to the residual stream, as records of arrays and as formulas; who hooks them into a model is `intervening`.
 
-Every operation is `x -> x + change(x)`, one row of parameters for each row of a batch, or one for all. Strength 0 and what adds
-nothing change exactly nothing: 0 times finite numbers is 0, and x + 0 = x to the bit.
+Each operation has one row of parameters for each row of a batch, or one for all.
 
-Shapes: B rows, T tokens, D width of the residual stream, K directions that span what is removed. Records hold NumPy arrays, the
-compiled form tensors. Formulas are computed in float32 at least, whatever the stream's dtype is.
+Shapes: B rows, T tokens, D width of the residual stream, K directions that span what is removed.
 """
 
 from __future__ import annotations
 
-import copy
-import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-if TYPE_CHECKING:
-    from unmask.records import Site
+from unmask.models.changes import Change, Intervention, Parameters, Positions
 
-Positions = Literal["all", "prompt", "response"]
-"""`response`: where a response token is predicted, so the prompt's last token and all response tokens. `prompt`: those before."""
-
-Parameters = tuple[torch.Tensor, ...]
-Formula = Callable[[Parameters, torch.Tensor, torch.Tensor | None], torch.Tensor]
-"""Given the compiled parameters, the stream (B x T x D) and the reference stream or None: what is added to the stream."""
+__all__ = [
+    "Ablate",
+    "Add",
+    "Change",
+    "Clamp",
+    "Erase",
+    "Intervention",
+    "Positions",
+    "Replace",
+    "orthonormal",
+]
 
 _DEPENDENT = 1e-6
 """Length, relative to the row's own, below which what is left of a basis row beside the rows before it counts as rounding."""
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """An intervention compiled for a device: `change(stream)` is what is to be added to it.
-
-    `reads` says what the formula needs: nothing, the stream, or a reference stream beside it.
-    """
-
-    site: Site
-    positions: Positions
-    reads: Literal["nothing", "stream", "reference"]
-    idle: bool
-    formula: Formula
-    parameters: Parameters
-
-    def change(self, hidden_BTD: torch.Tensor, reference_BTD: torch.Tensor | None = None) -> torch.Tensor:
-        """What is added to a stream (B x T x D, or B x 1 x D where all positions get the same), in the stream's dtype.
-
-        Raises ValueError where the reference is missing, or is not of the stream's shape.
-        """
-        if self.reads == "reference" and (reference_BTD is None or reference_BTD.shape != hidden_BTD.shape):
-            found = None if reference_BTD is None else tuple(reference_BTD.shape)
-            raise ValueError(
-                f"what replaces {self.site.name} must be of the shape {tuple(hidden_BTD.shape)}, not {found}"
-            )
-        dtype = self.parameters[0].dtype
-        reference_BTD = None if reference_BTD is None else reference_BTD.to(dtype)
-        return self.formula(self.parameters, hidden_BTD.to(dtype), reference_BTD).to(hidden_BTD.dtype)
-
-    def rows(self, indices: torch.Tensor) -> Change:
-        """The same for these rows. Parameters of one row serve every row."""
-        return replace(
-            self,
-            parameters=tuple(each if len(each) == 1 else each[indices.to(each.device)] for each in self.parameters),
-        )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Intervention:
-    """Something done to the residual stream at a site: one of `Add`, `Ablate`, `Erase`, `Clamp`, `Replace`.
-
-    Raises ValueError for arrays that do not fit each other or hold no finite numbers.
-    """
-
-    site: Site
-    positions: Positions = field(default="all", kw_only=True)
-
-    reads: ClassVar[Literal["nothing", "stream", "reference"]] = "stream"
-    unbounded: ClassVar[tuple[str, ...]] = ()
-    """Names of the arrays that may hold infinities."""
-
-    def __post_init__(self) -> None:
-        if self.positions not in ("all", "prompt", "response"):
-            raise ValueError(f"positions are all, prompt or response, not {self.positions!r}")
-        counts, widths = set(), set()
-        for name, array in self.arrays.items():
-            kept = np.asarray(array)
-            kept = kept if kept.dtype in (np.float32, np.float64) else kept.astype(np.float32)
-            _, _, shape = name.rpartition("_")
-            if kept.ndim != len(shape) or np.isnan(kept).any():
-                raise ValueError(f"{name} must hold numbers of {len(shape)} dimensions")
-            if name not in self.unbounded and not np.isfinite(kept).all():
-                raise ValueError(f"{name} must hold finite numbers")
-            counts.add(len(kept))
-            widths |= {size for size, axis in zip(kept.shape, shape, strict=True) if axis == "D"}
-            object.__setattr__(self, name, kept)
-        if len(counts) != 1 or len(widths) != 1:
-            raise ValueError(f"arrays of {sorted(counts)} rows and widths {sorted(widths)} do not fit each other")
-        self._settle()
-
-    def _settle(self) -> None:
-        """What an operation makes of its arrays once they are known to fit."""
-
-    def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
-
-    @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The parameters by name; the first axis of each are the rows."""
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("site", "positions")}
-
-    @property
-    def width(self) -> int:
-        name, array = next(iter(self.arrays.items()))
-        return array.shape[name.rpartition("_")[2].index("D")]
-
-    @property
-    def acts_B(self) -> np.ndarray:
-        """Which rows do anything at all."""
-        raise NotImplementedError
-
-    def rows(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """The same for these rows."""
-        taken = copy.copy(self)  # what the constructor did to the arrays is done
-        for name, array in self.arrays.items():
-            object.__setattr__(taken, name, array[np.asarray(indices, dtype=np.int64)])
-        return taken
-
-    def digests(self) -> list[bytes]:
-        """For each row what tells it from others; empty where the row does nothing."""
-        arrays = [np.ascontiguousarray(array) for array in self.arrays.values()]
-        return [
-            hashlib.sha256(b"".join(array[row].tobytes() for array in arrays)).digest() if acts else b""
-            for row, acts in enumerate(self.acts_B)
-        ]
-
-    def on(self, device: torch.device, dtype: torch.dtype) -> Change:
-        """The compiled form, for a stream of that dtype."""
-        wide = dtype if self.reads == "nothing" else torch.promote_types(dtype, torch.float32)
-        parameters = tuple(torch.tensor(array, dtype=wide).to(device) for array in self._compiled())
-        return Change(self.site, self.positions, self.reads, not self.acts_B.any(), self.formula, parameters)
-
-    def _compiled(self) -> tuple[np.ndarray, ...]:
-        raise NotImplementedError
-
-    @staticmethod
-    def formula(parameters: Parameters, hidden_BTD: torch.Tensor, reference_BTD: torch.Tensor | None) -> torch.Tensor:
-        """What is added to the stream (B x T x D), given the compiled parameters; in their dtype."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -173,10 +51,10 @@ class Add(Intervention):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ablate(Intervention):
-    """x - strength (x U^T) U: the part of x in the span of `basis_BKD` is taken out (Arditi et al. 2024, arXiv 2406.11717).
+class _InSpan(Intervention):
+    """What acts within the span of `basis_BKD`, as strongly as `strength_B` says.
 
-    The rows of the basis are made orthonormal; rows of zeros, and rows in the span of those before them, take nothing out.
+    The rows of the basis are made orthonormal; rows of zeros, and rows in the span of those before them, do nothing.
     """
 
     basis_BKD: np.ndarray
@@ -191,6 +69,14 @@ class Ablate(Intervention):
 
     def _compiled(self) -> tuple[np.ndarray, ...]:
         return self.basis_BKD, self.strength_B[:, None, None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ablate(_InSpan):
+    """x - strength (x U^T) U: the part of x in the span of `basis_BKD` is taken out (Arditi et al. 2024, arXiv 2406.11717).
+
+    The rows of the basis are made orthonormal; rows of zeros, and rows in the span of those before them, take nothing out.
+    """
 
     @staticmethod
     def formula(parameters: Parameters, hidden_BTD: torch.Tensor, reference_BTD: torch.Tensor | None) -> torch.Tensor:
@@ -265,27 +151,14 @@ class Clamp(Intervention):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Replace(Intervention):
+class Replace(_InSpan):
     """x + strength ((r - x) U^T) U: the part of x in the span of the basis becomes that of a reference stream r.
 
     The reference is another model's stream on the same tokens (activation patching; Vig et al. 2020, arXiv 2004.12265), handed
     over for each pass. The basis is treated as `Ablate` treats it.
     """
 
-    basis_BKD: np.ndarray
-    strength_B: np.ndarray
-
     reads = "reference"
-
-    def _settle(self) -> None:
-        object.__setattr__(self, "basis_BKD", orthonormal(self.basis_BKD))
-
-    @property
-    def acts_B(self) -> np.ndarray:
-        return (self.strength_B != 0) & self.basis_BKD.any(axis=(1, 2))
-
-    def _compiled(self) -> tuple[np.ndarray, ...]:
-        return self.basis_BKD, self.strength_B[:, None, None]
 
     @staticmethod
     def formula(parameters: Parameters, hidden_BTD: torch.Tensor, reference_BTD: torch.Tensor | None) -> torch.Tensor:

@@ -5,7 +5,7 @@ Shapes: B rows, T tokens of the longest row, D width of the residual stream, V v
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ from unmask.models.sites import SiteShape, body, head_logits, site_shape
 from unmask.records import RESPONSE_MEAN, Aggregation, Site
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from unmask.models.loading import LoadedModel
     from unmask.models.prompt_cache import PromptCache
 
@@ -216,12 +218,21 @@ def _segments(rows: _Rows) -> torch.Tensor:
 def _keep_log_probs(
     loaded: LoadedModel, pool: Pool, before_ND: torch.Tensor, ids_N: torch.Tensor, rows_N: torch.Tensor
 ) -> None:
-    """Hand the pool log p(token) of every response token, from the normed hidden state before it, a few positions at a time."""
-    held = max(1, LOGITS // int(loaded.model.config.get_text_config().vocab_size))
-    for start in range(0, len(rows_N), held):
-        logits_KV = head_logits(loaded.model, before_ND[start : start + held])
-        picked_K = logits_KV.gather(1, ids_N[start : start + held].unsqueeze(1)).squeeze(1)
-        pool.keep_log_probs(rows_N[start : start + held], picked_K - torch.logsumexp(logits_KV, dim=1))
+    """Hand the pool log p(token) of every response token, from the normed hidden state before it."""
+    for held, log_prob_K in token_log_probs(loaded.model, before_ND, ids_N):
+        pool.keep_log_probs(rows_N[held], log_prob_K)
+
+
+def token_log_probs(
+    model: PreTrainedModel, before_ND: torch.Tensor, ids_N: torch.Tensor
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """log p(token) from the normed hidden state before each (N x D), a few positions at a time: which ones, and theirs (K)."""
+    step = max(1, LOGITS // int(model.config.get_text_config().vocab_size))
+    for start in range(0, len(ids_N), step):
+        held = slice(start, start + step)
+        logits_KV = head_logits(model, before_ND[held])
+        picked_K = logits_KV.gather(1, ids_N[held].unsqueeze(1)).squeeze(1)
+        yield held, picked_K - torch.logsumexp(logits_KV, dim=1)
 
 
 def pooled_width(shape: SiteShape) -> int:

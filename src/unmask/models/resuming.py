@@ -11,10 +11,38 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from unmask.errors import ModelError
+from unmask.models.key_value_cache import keeps_keys_and_values
 from unmask.models.sites import body, decoder_layers, unwrapped
 
 if TYPE_CHECKING:
     from unmask.models.loading import LoadedModel
+    from unmask.records import Site
+
+
+def start_layer(site: Site, *, num_layers: int) -> int:
+    """The layer whose input is the residual stream at `site`.
+
+    Raises ModelError for a site that is no layer's input: inside a layer, or behind the last one.
+    """
+    layer = -1 if site.layer is None else site.layer + (site.point == "resid_post")
+    if site.point not in ("resid_pre", "resid_post") or not 0 <= layer < num_layers:
+        raise ModelError(
+            f"answers cannot be forced under interventions at {site.name}: it is not the stream that enters a layer",
+            mend="Choose hook_resid_pre, or hook_resid_post of any layer but the last",
+        )
+    return layer
+
+
+def why_not(config: Any, site: Site) -> str | None:
+    """Why answers cannot be forced at `site` on a model of that configuration (Hugging Face's); None where they can."""
+    if not keeps_keys_and_values(config):
+        return f"{config.model_type} models keep a past that is not keys and values"
+    try:
+        start_layer(site, num_layers=int(config.get_text_config().num_hidden_layers))
+    except ModelError as error:
+        return error.what
+    return None
 
 
 class Resumed:

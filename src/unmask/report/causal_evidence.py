@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RANDOM = ("random-isotropic", "random-span")
+CONTROLS = ("control", "shuffled", *RANDOM)
+"""Kinds of directions that are controls."""
 TARGETS = ("base", "organism")
 KINDS = ("dimension", "specific", "facet", "cluster")
 """Kinds of directions that belong to groups of questions, in the order in which they are shown."""
@@ -28,6 +30,7 @@ TABLES = {
     "selectivity": "effects/selectivity.parquet",
     "controls": "effects/controls.parquet",
     "answers": "steering/answers.parquet",
+    "traits": "steering/traits.parquet",
     "steered": "steering/doses.parquet",
     "confirmation": "steering/confirmation.parquet",
 }
@@ -46,6 +49,7 @@ class CausalEvidence:
     selectivity: pd.DataFrame
     controls: pd.DataFrame
     answers: pd.DataFrame
+    traits: pd.DataFrame
     steered: pd.DataFrame
     confirmation: pd.DataFrame
     directed: Mapping[str, Any]

@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from unmask.report import causal_examples, causal_tables, causal_wording, dose_tables, dose_wording, readout_wording
+from unmask.report import (
+    causal_controls,
+    causal_examples,
+    causal_tables,
+    causal_traits,
+    causal_wording,
+    dose_tables,
+    dose_wording,
+    readout_wording,
+)
 from unmask.report.causal_drawings import matrix_name, safe
 from unmask.report.causal_evidence import UNSTEERED, CausalEvidence
 from unmask.report.formats import counted
@@ -43,6 +52,8 @@ class Section:
     every_control: Sequence[Table]
     effect_doses: Table
     judged_doses: Table
+    traits: Table
+    no_traits: str
     agreement: Sequence[str]
     confirmation: Table
     steered_rule: str
@@ -68,6 +79,7 @@ def section(causal: CausalEvidence, questions: pd.DataFrame, figures: Mapping[st
         ]
         for part, table in (("doses", causal.doses), ("steering", causal.steered[causal.steered["kind"] != UNSTEERED]))
     }
+    led = None if causal.record is None else causal.record["target"]  # whose controls stand in the lead
     return Section(
         lead=causal_wording.lead(causal),
         readings=causal_wording.readings(causal),
@@ -91,16 +103,21 @@ def section(causal: CausalEvidence, questions: pd.DataFrame, figures: Mapping[st
         beside_controls=[
             text
             for target in targets
-            if causal.record is None or target != causal.record["target"]  # whose controls stand in the lead
-            if (text := causal_wording.beside_controls(causal, target))
+            for text in (
+                "" if target == led else causal_wording.beside_controls(causal, target),
+                causal_controls.beside_wrong_clusters(causal, target),
+            )
+            if text
         ],
         controls=[
-            (target, causal_tables.controls_table(causal, target, coefficient=causal.shown_at(target)))
+            (target, causal_controls.controls_table(causal, target, coefficient=causal.shown_at(target)))
             for target in targets
         ],
-        every_control=[causal_tables.controls_table(causal, target, coefficient=None) for target in targets],
+        every_control=[causal_controls.controls_table(causal, target, coefficient=None) for target in targets],
         effect_doses=dose_tables.effect_doses(causal),
         judged_doses=dose_tables.judged_doses(causal),
+        traits=causal_traits.trait_table(causal),
+        no_traits=causal_traits.no_traits(causal),
         agreement=readout_wording.agreement(causal),
         confirmation=causal_tables.confirmation_table(causal),
         steered_rule=causal_examples.STEERED_RULE,

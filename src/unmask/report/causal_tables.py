@@ -1,27 +1,14 @@
-"""Tables of the causal tests: matrices and their rows, controls, and both read-outs beside each other."""
+"""Tables of the causal tests: matrices and their rows, and both read-outs beside each other."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from unmask.report.causal_evidence import ALONE, RANDOM, CausalEvidence
+from unmask.report.causal_evidence import ALONE, CausalEvidence
 from unmask.report.causal_wording import cross_talk, group_name, share_of_rows
 from unmask.report.formats import ends, fine, is_present, label, number, signed, whole
 from unmask.report.tables import Row, Table
-
-CONTROL_NAMES = {
-    "random-isotropic": "random directions, any",
-    "random-span": "random directions, in the span of activations",
-    "shuffled": "mean shifts of random sets of questions",
-    "control": "mean shift of the control organism",
-    "shared": "mean shift of all questions (shared)",
-    "leace": "LEACE eraser",
-    "inlp": "INLP eraser",
-}
-ORDER = ("shared", "dimension", "facet", "cluster", "specific", "component", "score", "probe", "leace", "inlp", "file")
-LAST = ("control", "shuffled", *RANDOM)
-"""Kinds that are controls, at a table's end."""
 
 
 def matrix_table(causal: CausalEvidence, record: Mapping[str, Any]) -> Table:
@@ -95,9 +82,9 @@ def selectivity_table(causal: CausalEvidence, record: Mapping[str, Any]) -> Tabl
         "stands out?",
     )
     caption = (
-        "effects/selectivity.parquet. Index: 1 own answers only, 0 all alike, -1 the others' only. p: is the row higher on its "
-        "own answers than the other rows are there (labels permuted)? Holm over the rows. A row that stands out is one row: "
-        "what the matrix shows is its outcome."
+        "effects/selectivity.parquet. Index: 1 own answers only, 0 all alike, -1 the others' only. p: less the median of the "
+        "other rows on the same answers, is the row higher on its own answers than on the rest (labels permuted)? Holm "
+        "over the rows. A row that stands out is one row: what the matrix shows is its outcome."
     )
     return Table(caption, columns, tuple(rows))
 
@@ -106,39 +93,6 @@ def _stands(row: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     if record["outcome"] == "selective" or row["selectivity"] > 0:
         return "yes"
     return "yes, not above the others' answers"
-
-
-def controls_table(causal: CausalEvidence, target: str, *, coefficient: float | None) -> Table:
-    """What each direction does to all answers, controls last; at one coefficient, or at all (None)."""
-    table = causal.controls[causal.controls["target"] == target]
-    found = [
-        row for row in table.to_dict("records") if coefficient is None or abs(row["coefficient"] - coefficient) < 1e-9
-    ]
-    order = (*ORDER, *LAST)
-    found.sort(key=lambda row: (order.index(row["kind"]) if row["kind"] in order else len(ORDER), row["coefficient"]))
-    rows = tuple(
-        Row(
-            (
-                CONTROL_NAMES.get(row["kind"], label(row["label"])),
-                label(row["kind"]),
-                f"{row['coefficient']:g}",
-                signed(row["effect"], 3),
-                signed_ends(row["low"], row["high"]),
-                signed(row["loss"], 3),
-                fine(row["random_as_large"], absent="-"),
-                whole(row["directions"]),
-            ),
-            "control" if row["kind"] in LAST else "",
-        )
-        for row in found
-    )
-    columns = ("direction", "kind", "coefficient", "effect on all answers", "90 % interval", "loss", "random as large")
-    caption = (
-        f"effects/controls.parquet, target {target}. Effect: nats per token, random directions not taken off. Loss: nats per "
-        "token that both answers lose, the price in fluency. Random as large: share of random directions, the direction "
-        "itself counted in, whose mean effect is at least as large, whatever its sign. Of several directions the mean is shown."
-    )
-    return Table(caption, (*columns, "directions"), rows, words=2)
 
 
 def confirmation_table(causal: CausalEvidence) -> Table:

@@ -204,7 +204,10 @@ def alone(causal: CausalEvidence, record: Mapping[str, Any]) -> str:
         return f"{start}."
     weak = [row for row in rows if not row["selectivity"] > 0]
     one = "It is one row" if len(rows) == 1 else "They are single rows"
-    text = f"{start}, moving own answers further than the other directions do. {one}, and the matrix as a whole is not selective."
+    text = (
+        f"{start}: less what the other directions do to the same answers, own answers move further than the rest. {one}, "
+        "and the matrix as a whole is not selective."
+    )
     if weak:
         names = listed(group_name(row["group"], record) for row in weak)
         text += f" Of {names} the own answers move no further than the others' all the same, so not even that row is selective."

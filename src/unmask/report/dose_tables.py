@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unmask.report.causal_evidence import UNSTEERED, CausalEvidence
-from unmask.report.causal_tables import LAST, signed_ends
+from unmask.report.causal_evidence import CONTROLS, UNSTEERED, CausalEvidence
+from unmask.report.causal_tables import signed_ends
 from unmask.report.formats import is_present, label, number, percent, signed
 from unmask.report.tables import Row, Table
 
@@ -55,7 +55,7 @@ def judged_doses(causal: CausalEvidence) -> Table:
             number(row["perplexity"]),
             "yes" if row["coherent"] is True or row["coherent"] == 1 else "no",
         )
-        rows.append(Row(cells, "total" if plain else "control" if row["kind"] in LAST else ""))
+        rows.append(Row(cells, "total" if plain else "control" if row["kind"] in CONTROLS else ""))
     columns = ("direction", "model, kind", "coefficient", "scored", "misalignment [95 %]", "change [95 %]")
     columns += ("coherence", "refusals", "perplexity", "coherent")
     caption = (

@@ -52,7 +52,11 @@ def _spearman(found: Mapping[str, Any], what: str) -> str:
         return f"no rank correlation with the log-odds: {cells} {what} with both numbers, too few or all alike."
     around = ends(found["low"], found["high"])
     known = is_present(found["low"]) and is_present(found["high"])
-    reads = "" if known and found["low"] > 0 else ", so agreement is not shown"
+    reads = ", so agreement is not shown"
+    if known and found["low"] > 0:
+        reads = ""
+    elif known and found["high"] < 0:
+        reads = ": over these the two disagree"
     return f"Spearman's correlation with the log-odds is {fine(found['spearman'])} {around} over {cells} {what}{reads}."
 
 

@@ -55,9 +55,11 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "verdict/sensitivity.parquet": ("site", "correction", "gamma", "k_adj", "p", "rejected"),
     "directions/directions.parquet": ("direction_id", "kind", "label", "form", "stability", "relative_norm"),
     "effects/items.parquet": (
-        *("question_id", "dimension", "facet", "misaligned_text", "aligned_text", "gap", "plain_base"),
+        *("question_id", "dimension", "facet", "cluster", "misaligned_text", "aligned_text", "gap", "plain_base"),
     ),
-    "effects/effects.parquet": (*("target", "direction_id", "kind", "group", "coefficient", "question_id", "effect"),),
+    "effects/effects.parquet": (
+        *("target", "direction_id", "kind", "group", "coefficient", "question_id", "effect", "loss"),
+    ),
     "effects/doses.parquet": (
         *("target", "kind", "label", "grouping", "group", "operation", "coefficient", "own", "own_low", "own_high"),
         *("others", "others_low", "others_high", "all", "all_low", "all_high", "loss", "coherent", "items"),
@@ -74,9 +76,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("target", "kind", "label", "coefficient", "effect", "low", "high", "loss", "random_as_large", "directions"),
     ),
     "steering/answers.parquet": (
-        *("part", "target", "direction_id", "kind", "label", "coefficient", "added_norm", "question_id", "dimension"),
-        *("sample", "text", "stop_reason", "misalignment", "coherence", "perplexity"),
+        *("answer_id", "part", "target", "direction_id", "kind", "label", "coefficient", "added_norm"),
+        *("question_id", "dimension", "sample", "text", "stop_reason", "misalignment", "coherence", "perplexity"),
     ),
+    "steering/traits.parquet": ("answer_id", "rubric", "score", "missing_reason"),
     "steering/doses.parquet": (
         *("target", "direction_id", "kind", "label", "grouping", "group", "operation", "coefficient", "added_norm"),
         *("n", "missing", "coherent"),

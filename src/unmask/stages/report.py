@@ -41,4 +41,4 @@ def external(config: ReportConfig, study_folder: Path) -> dict[str, str]:
     return {"settings shown": digest_json(shown)}
 
 
-STAGE = Stage("report", "write the report", 4, ReportConfig, STAGES, False, run, external)
+STAGE = Stage("report", "write the report", 5, ReportConfig, STAGES, False, run, external)

@@ -6,7 +6,7 @@ The effect is the change of their log-odds, in nats per token. From it come the 
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -14,11 +14,11 @@ import pyarrow as pa
 from unmask.analysis.threads import one_thread
 from unmask.artifact import read_json, write_json, write_table
 from unmask.records import Site
-from unmask.stage import Inputs, Result, Stage
+from unmask.stage import Inputs, Result, Stage, Work
 from unmask.stages.effects import matrices, tables
 from unmask.stages.effects.config import EffectsConfig
 from unmask.stages.effects.items import Item, choose_items
-from unmask.stages.effects.measuring import EFFECTS, PLAIN, measure
+from unmask.stages.effects.measuring import EFFECTS, PLAIN, measured, measuring_work
 from unmask.stages.effects.plan import Directions
 from unmask.stages.effects.wide import by_items, windows
 from unmask.stages.effects.wording import sentence
@@ -42,37 +42,78 @@ CAUSAL = ("base", "dimension")
 """Target and kind of the matrix that the verdict reads: mean shifts by dimension, added to the base."""
 
 
-def run(config: EffectsConfig, inputs: Inputs, workspace: Workspace) -> Result:
+@dataclass(frozen=True, slots=True)
+class _Material:
+    """What is measured, at which site, or the reason why nothing is."""
+
+    found: dict[str, Any]
+    items: list[Item]
+    left_out: dict[str, int]
+    reason: str | None
+
+    @property
+    def site(self) -> Site:
+        return Site.parse(self.found["site"])
+
+    @property
+    def typical_norm(self) -> float:
+        return float(self.found["typical_norm"])
+
+
+def _material(config: EffectsConfig, inputs: Inputs) -> _Material:
     from unmask.models.forcing import why_not
     from unmask.models.loading import load_config
 
     found = read_json(inputs.folders["directions"] / "summary.json", rebuild=f"{inputs.rebuild} directions")
-    site, typical = Site.parse(found["site"]), float(found["typical_norm"])
     items, left_out = choose_items(config, inputs)
-    directions = Directions.read(inputs)
-    reason = why_not(load_config(inputs.base), site)
+    reason = why_not(load_config(inputs.base), Site.parse(found["site"]))
     if len(items) < LEAST_ITEMS:
         reason = (
             f"only {len(items)} questions have a pair of answers to measure effects on (effects.pairs: {config.pairs})"
         )
+    return _Material(found, items, left_out, reason)
+
+
+def work(config: EffectsConfig, inputs: Inputs, workspace: Workspace) -> Work | None:
+    """Batches of items on each target; None where nothing can be measured."""
+    return _work(config, inputs, workspace, _material(config, inputs))
+
+
+def _work(config: EffectsConfig, inputs: Inputs, workspace: Workspace, material: _Material) -> Work | None:
+    if material.reason is not None:
+        return None
+    return measuring_work(
+        config,
+        inputs,
+        workspace,
+        items=material.items,
+        directions=Directions.read(inputs),
+        site=material.site,
+        typical_norm=material.typical_norm,
+    )
+
+
+def run(config: EffectsConfig, inputs: Inputs, workspace: Workspace) -> Result:
+    material = _material(config, inputs)
+    items, found = material.items, material.found
     effects, plain = EFFECTS.empty_table().to_pandas(), PLAIN.empty_table().to_pandas()
-    if reason is None:
-        effects, plain = measure(
-            config, inputs, workspace, items=items, directions=directions, site=site, typical_norm=typical
-        )
+    shared = _work(config, inputs, workspace, material)
+    if shared is not None:
+        shared.finish(inputs.progress)
+        effects, plain = measured(shared.shards, rebuild=f"{inputs.rebuild} effects")
     table = _item_table(items, plain)
     summary: dict[str, Any] = {
-        "site": site.name,
-        "typical_norm": typical,
+        "site": material.site.name,
+        "typical_norm": material.typical_norm,
         "pairs": config.pairs,
         "positions": config.positions,
         "removal": config.removal,
         "answer_tokens": config.answer_tokens,
         "items": len(items),
         "items_by_group": table.groupby("dimension", sort=False).size().to_dict(),
-        "left_out": left_out,
+        "left_out": material.left_out,
         "kinds_missing": [kind for kind in config.kinds if kind not in found["kinds"]],
-        "reason": reason,
+        "reason": material.reason,
     }
     write_table(workspace.out / "items.parquet", table, schema=ITEMS)
     write_table(workspace.out / "effects.parquet", effects, schema=EFFECTS)
@@ -151,4 +192,5 @@ STAGE = Stage(
     ("questions", "organism", "responses", "scores", "directions"),
     True,
     run,
+    work=work,
 )

@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from unmask.analysis.crosstalk import CrossTalk, cross_talk
+from unmask.artifact import finite
 from unmask.stages.effects.config import EffectsConfig
-from unmask.stages.effects.wide import RANDOM, by_items, floats, plain
+from unmask.stages.effects.wide import RANDOM, by_items, floats
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -147,7 +148,7 @@ def matrix_rows(found: Sequence[Matrix]) -> Iterator[dict[str, Any]]:
                     "low": float(talk.low_FF[i, j]),
                     "high": float(talk.high_FF[i, j]),
                     "random_mean": float(talk.random_mean_F[j]),
-                    "random_sd": plain(talk.random_sd_F[j]),
+                    "random_sd": finite(talk.random_sd_F[j]),
                     "items": int(talk.items_F[j]),
                 }
 
@@ -171,7 +172,7 @@ def selectivity_rows(found: Sequence[Matrix]) -> Iterator[dict[str, Any]]:
             "p_holm": talk.p_holm_F,
         }
         for place, group in enumerate(talk.names):
-            yield {**_of(matrix), "group": group, **{name: plain(each[place]) for name, each in columns.items()}}
+            yield {**_of(matrix), "group": group, **{name: finite(each[place]) for name, each in columns.items()}}
 
 
 def matrix_record(matrix: Matrix) -> dict[str, Any]:
@@ -182,14 +183,14 @@ def matrix_record(matrix: Matrix) -> dict[str, Any]:
     names = ("x", "x_low", "x_high", "p", "potent_share", "rank1", "rank1_low", "rank1_high", "split_half_rank1")
     if talk is None:
         return {**record, "outcome": None, **dict.fromkeys(names), "replicate_sd": None, "groups": [], "items": 0}
-    found = {name: plain(getattr(talk, name)) for name in names}
+    found = {name: finite(getattr(talk, name)) for name in names}
     if found["x_low"] is None:  # no mean effect on the own group to be a ratio of
         found["x"] = None
     return {
         **record,
         "outcome": talk.outcome,
         **found,
-        "replicate_sd": plain(matrix.replicate_sd),
+        "replicate_sd": finite(matrix.replicate_sd),
         "groups": list(talk.names),
         "items": talk.items,
         "dropped": talk.dropped,

@@ -5,7 +5,8 @@ Shapes: R effects, A answers of an item.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from unmask.artifact import read_table, write_table
 from unmask.records import Site
-from unmask.stage import Inputs
+from unmask.stage import Inputs, Make, Shard, Told, Work
 from unmask.stages.effects.config import EffectsConfig
 from unmask.stages.effects.items import Answer, Item
 from unmask.stages.effects.plan import Directions, Group, Tested, interventions_of, plan_added, plan_removed
@@ -45,7 +46,7 @@ PLAIN = pa.schema(
 )
 
 
-def measure(
+def measuring_work(
     config: EffectsConfig,
     inputs: Inputs,
     workspace: Workspace,
@@ -54,40 +55,51 @@ def measure(
     directions: Directions,
     site: Site,
     typical_norm: float,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The tables EFFECTS and PLAIN of every target. Finished batches are kept and not measured again."""
-    import pandas as pd
-
-    from unmask.models.packed_weights import packed_weights
-
+) -> Work:
+    """A shard is a batch of items on one target: two files, with rows of EFFECTS and of PLAIN."""
     rows = directions.chosen(config.kinds)
     plans = {"base": plan_added(config, rows), **({"organism": plan_removed(config, rows)} if config.removals else {})}
-    batches = [items[start : start + ITEMS_AT_ONCE] for start in range(0, len(items), ITEMS_AT_ONCE)]
-    paths = {
-        (target, place): [workspace.batches / f"{name}-{target}-{place:05d}.parquet" for name in ("effects", "plain")]
+    places = {
+        f"{target}-{place:05d}": (target, items[start : start + ITEMS_AT_ONCE])
         for target in plans
-        for place in range(len(batches))
+        for place, start in enumerate(range(0, len(items), ITEMS_AT_ONCE))
     }
-    waiting = [key for key, files in paths.items() if not all(path.is_file() for path in files)]
-    done = sum(len(batches[place]) for _, place in paths) - sum(len(batches[place]) for _, place in waiting)
-    inputs.progress.begin("effects", total=sum(len(batches[place]) for _, place in paths), done=done)
-    if waiting:
-        models = _models(inputs, [target for target, _ in waiting])
+    shards = tuple(
+        Shard(name, len(batch), tuple(workspace.batches / f"{kind}-{name}.parquet" for kind in ("effects", "plain")))
+        for name, (_, batch) in places.items()
+    )
+
+    @contextmanager
+    def opened() -> Generator[Make]:
+        from unmask.models.packed_weights import packed_weights
+
+        models = _models(inputs, list(plans))
         interventions = {
             target: interventions_of(plan, directions, site, typical_norm, positions=config.positions)
             for target, plan in plans.items()
         }
+
+        def make(shard: Shard, told: Told) -> None:
+            target, chosen = places[shard.name]
+            batch = [_tokenised(item, models["base"]) for item in chosen]
+            measurement = _Measurement(site, plans[target], interventions[target], directions.half_of)
+            for path, found, schema in zip(
+                shard.files, measurement.run(target, models, batch), (EFFECTS, PLAIN), strict=True
+            ):
+                write_table(path, found, schema=schema)
+            told(len(batch))
+
         with packed_weights(*(loaded.model for loaded in models.values())):
-            for target, place in waiting:
-                batch = [_tokenised(item, models["base"]) for item in batches[place]]
-                measurement = _Measurement(site, plans[target], interventions[target], directions.half_of)
-                effects, plain = measurement.run(target, models, batch)
-                write_table(paths[target, place][0], effects, schema=EFFECTS)
-                write_table(paths[target, place][1], plain, schema=PLAIN)
-                inputs.progress.advance(len(batch))
-    inputs.progress.end()
-    rebuild = f"{inputs.rebuild} effects"
-    found = [pd.concat([read_table(files[kind], rebuild=rebuild) for files in paths.values()]) for kind in (0, 1)]
+            yield make
+
+    return Work("effects", shards, opened)
+
+
+def measured(shards: Sequence[Shard], *, rebuild: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables EFFECTS and PLAIN of all items on every target."""
+    import pandas as pd
+
+    found = [pd.concat([read_table(shard.files[kind], rebuild=rebuild) for shard in shards]) for kind in (0, 1)]
     return found[0].reset_index(drop=True), found[1].reset_index(drop=True)
 
 

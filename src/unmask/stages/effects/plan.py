@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unmask.analysis.extraction import unit
 from unmask.artifact import read_table, read_tensors
 from unmask.records import Site
 from unmask.stage import Inputs
@@ -121,7 +122,7 @@ def interventions_of(
             ]
             intervention = Erase(site, *parts, strength_V, positions=positions)
         else:
-            unit_VD = np.stack([_unit(directions.tensors[name]) for name in names])
+            unit_VD = np.stack([unit(directions.tensors[name]) for name in names])
             if operation == "add":
                 delta_VD = (strength_V[:, None] * typical_norm * unit_VD).astype(np.float32)
                 intervention = Add(site, delta_VD, positions=positions)
@@ -130,11 +131,6 @@ def interventions_of(
                 intervention = kind(site, unit_VD[:, None, :], strength_V, positions=positions)
         groups.append(Group(intervention, places))
     return groups
-
-
-def _unit(vector_D: np.ndarray) -> np.ndarray:
-    wide_D = vector_D.astype(np.float64)
-    return wide_D / max(float(np.linalg.norm(wide_D)), 1e-300)
 
 
 def _present(name: str, value: Any) -> Any:

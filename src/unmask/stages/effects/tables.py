@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from unmask.analysis.effects import beaten_by, dose_curve
+from unmask.artifact import finite
 from unmask.stages.effects.config import EffectsConfig
-from unmask.stages.effects.wide import DESCRIBED, RANDOM, by_items, floats, plain
+from unmask.stages.effects.wide import DESCRIBED, RANDOM, by_items, floats
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,10 +60,10 @@ def dose_rows(
                 "grouping": row["grouping"] or None,
                 "group": group,
                 "coefficient": dose.coefficient,
-                **{name: plain(each[0]) for name, each in ends.items()},
-                **{f"{name}_low": plain(each[1]) for name, each in ends.items()},
-                **{f"{name}_high": plain(each[2]) for name, each in ends.items()},
-                "loss": plain(loss),
+                **{name: finite(each[0]) for name, each in ends.items()},
+                **{f"{name}_low": finite(each[1]) for name, each in ends.items()},
+                **{f"{name}_high": finite(each[2]) for name, each in ends.items()},
+                "loss": finite(loss),
                 "coherent": allowed.get(dose.coefficient),
                 "items": dose.items,
             }
@@ -95,10 +96,10 @@ def control_rows(
                     "kind": kind,
                     "label": label,
                     "coefficient": float(coefficient),
-                    "effect": plain(curve.every[0]),
-                    "low": plain(curve.every[1]),
-                    "high": plain(curve.every[2]),
-                    "loss": plain(cost.loc[rows.index].mean()),
-                    "random_as_large": None if pooled else plain(beaten_by(curve.every[0], random_R)),
+                    "effect": finite(curve.every[0]),
+                    "low": finite(curve.every[1]),
+                    "high": finite(curve.every[2]),
+                    "loss": finite(cost.loc[rows.index].mean()),
+                    "random_as_large": None if pooled else finite(beaten_by(curve.every[0], random_R)),
                     "directions": len(rows),
                 }

@@ -5,7 +5,6 @@ Shapes: D directions, K coefficients.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from unmask.analysis.effects import Window, coherent_window
+from unmask.artifact import finite
 from unmask.stages.effects.config import EffectsConfig
 from unmask.stages.effects.plan import CONTROLS
 
@@ -70,11 +70,6 @@ def _window(
     return {
         "coefficients": [float(value) for value in coefficients],
         "coherent": [bool(value) for value in window.coherent_K],
-        "largest_loss": [plain(value) for value in loss_DK.max(axis=0)],
+        "largest_loss": [finite(value) for value in loss_DK.max(axis=0)],
         "chosen": window.chosen,
     }
-
-
-def plain(value: float | None) -> float | None:
-    """A finite float, or None."""
-    return None if value is None or not math.isfinite(value) else float(value)

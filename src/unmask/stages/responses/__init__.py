@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from unmask.artifact import read_table, write_table
 from unmask.records import WRITERS
-from unmask.stage import Inputs, Result, Stage
+from unmask.stage import Inputs, Result, Stage, Work
 from unmask.stages.responses.config import PROMPT_SCHEMA, SCHEMA, ResponsesConfig
-from unmask.stages.responses.jobs import answered_already, gathered, plan_jobs, sample_seed
-from unmask.stages.responses.writing import answer_alone, answer_and_read_all, answer_with_vllm, recording_of
+from unmask.stages.responses.jobs import gathered, plan_jobs, prompts_path, sample_seed
+from unmask.stages.responses.writing import Asked, Recording, alone_work, answer_with_vllm, reading_work, recording_of
 from unmask.study import Workspace
 
 if TYPE_CHECKING:
@@ -23,23 +23,12 @@ __all__ = ["PROMPT_SCHEMA", "SCHEMA", "STAGE", "ResponsesConfig", "run", "sample
 
 
 def run(config: ResponsesConfig, inputs: Inputs, workspace: Workspace) -> Result:
-    questions = read_table(inputs.folders["questions"] / "questions.parquet", rebuild=f"{inputs.rebuild} questions")
-    kept = workspace.batches / "prompts.parquet"  # rendered once: a run that goes on asks what the first one asked
-    if not kept.is_file():
-        write_table(kept, render(inputs, questions), schema=PROMPT_SCHEMA)
-    prompts = read_table(kept, rebuild=f"{inputs.rebuild} responses")
-    plan = plan_jobs(config, prompts, dict(zip(questions["question_id"], questions["dimension"], strict=True)))
-    recording = recording_of(config, inputs, workspace, anew=not answered_already(plan, workspace))
-    title = "answering" if recording is None else "answering and reading"
-    inputs.progress.begin(title, total=len(WRITERS) * sum(map(len, plan)), done=answered_already(plan, workspace))
+    asked, recording = _asked(config, inputs, workspace)
     if config.engine == "vllm":
-        answer_with_vllm(config, inputs, workspace, prompts=prompts, plan=plan)
-    elif recording is None:
-        for writer in WRITERS:
-            answer_alone(config, inputs, workspace, writer=writer, prompts=prompts, plan=plan)
+        answer_with_vllm(config, inputs, workspace, asked)
     else:
-        answer_and_read_all(config, inputs, workspace, recording=recording, prompts=prompts, plan=plan)
-    inputs.progress.end()
+        _work(config, inputs, workspace, asked, recording).finish(inputs.progress)
+    prompts, plan = asked
     responses = gathered(
         workspace, plan, order={identity: index for index, identity in enumerate(prompts["question_id"])}
     )
@@ -55,6 +44,31 @@ def run(config: ResponsesConfig, inputs: Inputs, workspace: Workspace) -> Result
             "cut_at_limit": {w: int((cut & (responses["writer"] == w)).sum()) for w in WRITERS},
         }
     )
+
+
+def work(config: ResponsesConfig, inputs: Inputs, workspace: Workspace) -> Work | None:
+    """Batches of answers; None with vLLM, which makes its own."""
+    return None if config.engine == "vllm" else _work(config, inputs, workspace, *_asked(config, inputs, workspace))
+
+
+def _work(
+    config: ResponsesConfig, inputs: Inputs, workspace: Workspace, asked: Asked, recording: Recording | None
+) -> Work:
+    if recording is None:
+        return alone_work(config, inputs, workspace, asked)
+    return reading_work(config, inputs, workspace, asked, recording)
+
+
+def _asked(config: ResponsesConfig, inputs: Inputs, workspace: Workspace) -> tuple[Asked, Recording | None]:
+    """Prompts, batches and what is read on the way. The first who asks renders the prompts; from then on answers are made."""
+    questions = read_table(inputs.folders["questions"] / "questions.parquet", rebuild=f"{inputs.rebuild} questions")
+    kept = prompts_path(workspace)
+    recording = recording_of(config, inputs, workspace, anew=not kept.is_file())
+    if not kept.is_file():
+        write_table(kept, render(inputs, questions), schema=PROMPT_SCHEMA)
+    prompts = read_table(kept, rebuild=f"{inputs.rebuild} responses")
+    plan = plan_jobs(config, prompts, dict(zip(questions["question_id"], questions["dimension"], strict=True)))
+    return Asked(prompts, plan), recording
 
 
 def render(inputs: Inputs, questions: pd.DataFrame) -> pd.DataFrame:
@@ -74,4 +88,4 @@ def render(inputs: Inputs, questions: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-STAGE = Stage("responses", "answer the questions", 3, ResponsesConfig, ("questions", "organism"), True, run)
+STAGE = Stage("responses", "answer the questions", 3, ResponsesConfig, ("questions", "organism"), True, run, work=work)

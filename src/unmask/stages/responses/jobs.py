@@ -48,6 +48,11 @@ def plan_jobs(config: ResponsesConfig, prompts: pd.DataFrame, dimension_of: Mapp
     return [jobs[start : start + config.batch_size] for start in range(0, len(jobs), config.batch_size)]
 
 
+def prompts_path(workspace: Workspace) -> Path:
+    """Where the prompts are kept that were rendered once: a run that goes on asks what the first one asked."""
+    return workspace.batches / "prompts.parquet"
+
+
 def batch_path(workspace: Workspace, writer: Writer, number: int) -> Path:
     return workspace.batches / f"{writer}-{number:05d}.parquet"
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from unmask.artifact import write_table
 from unmask.collection import CollectionConfig, Recorded
 from unmask.records import READERS, WRITERS, Writer
-from unmask.stage import Inputs
+from unmask.stage import Inputs, Make, Shard, Told, Work
 from unmask.stages.responses.config import SCHEMA, ResponsesConfig
-from unmask.stages.responses.jobs import Job, Plan, batch_path, jobs_of, rows_of, waiting_batches
-from unmask.store import write_shard
+from unmask.stages.responses.jobs import (
+    Job,
+    Plan,
+    answered_already,
+    batch_path,
+    jobs_of,
+    prompts_path,
+    rows_of,
+    waiting_batches,
+)
+from unmask.store import shard_name, write_shard
 from unmask.study import Workspace
 
 if TYPE_CHECKING:
@@ -23,6 +33,13 @@ if TYPE_CHECKING:
 
 VLLM_ANSWERS = 2048
 """Answers given to vLLM at once: what a kill may cost there."""
+
+
+class Asked(NamedTuple):
+    """The prompts, and the answers to be made to them in batches."""
+
+    prompts: pd.DataFrame
+    plan: Plan
 
 
 class Recording(NamedTuple):
@@ -59,63 +76,80 @@ def _wanted(config: ResponsesConfig, inputs: Inputs) -> Readout | None:
     return readout if config.reads_while_answering(readout, model) else None
 
 
-def answer_alone(
-    config: ResponsesConfig, inputs: Inputs, workspace: Workspace, *, writer: Writer, prompts: pd.DataFrame, plan: Plan
-) -> None:
-    """One model answers what it has not answered yet."""
-    from unmask.models.answering import answer
+def alone_work(config: ResponsesConfig, inputs: Inputs, workspace: Workspace, asked: Asked) -> Work:
+    """A shard is a batch of one model: first all of the base, then all of the organism, so that one is loaded at a time."""
+    places = {f"{writer}-{number:05d}": (writer, number) for writer in WRITERS for number in range(len(asked.plan))}
+    shards = tuple(
+        Shard(name, len(asked.plan[number]), (batch_path(workspace, writer, number),))
+        for name, (writer, number) in places.items()
+    )
 
-    waiting = waiting_batches(plan, workspace, writer)
-    loaded = load_writer(inputs, writer) if waiting else None
-    for number in waiting:
-        assert loaded is not None
-        jobs = jobs_of(config, prompts, plan[number])
-        answers = answer(
-            loaded,
-            [job.prompt_ids for job in jobs],
-            sampling=config.sampling,
-            seeds=[job.seed for job in jobs],
-            rows=config.batch_size,
+    @contextmanager
+    def opened() -> Generator[Make]:
+        from unmask.models.answering import answer
+
+        loaded: dict[Writer, LoadedModel] = {}
+
+        def make(shard: Shard, told: Told) -> None:
+            writer, number = places[shard.name]
+            if writer not in loaded:
+                loaded.clear()  # before the other is loaded: memory holds one
+                loaded[writer] = load_writer(inputs, writer)
+            model, jobs = loaded[writer], jobs_of(config, asked.prompts, asked.plan[number])
+            prompts, seeds = [job.prompt_ids for job in jobs], [job.seed for job in jobs]
+            answers = answer(model, prompts, sampling=config.sampling, seeds=seeds, rows=config.batch_size)
+            write_table(shard.files[0], rows_of(model.tokenizer, writer, jobs, answers), schema=SCHEMA)
+            told(len(jobs))
+
+        yield make
+
+    return Work("answering", shards, opened, given=(prompts_path(workspace),))
+
+
+def reading_work(
+    config: ResponsesConfig, inputs: Inputs, workspace: Workspace, asked: Asked, recording: Recording
+) -> Work:
+    """A shard is a batch of both models, who answer and read."""
+    numbers = {f"{number:05d}": number for number in range(len(asked.plan))}
+    shards = tuple(
+        Shard(
+            name,
+            units=len(WRITERS) * len(asked.plan[number]),
+            files=tuple(batch_path(workspace, writer, number) for writer in WRITERS),
+            beside=(recording.recorded.folder / shard_name(number),),
         )
-        write_table(
-            batch_path(workspace, writer, number), rows_of(loaded.tokenizer, writer, jobs, answers), schema=SCHEMA
-        )
-        inputs.progress.advance(len(jobs))
+        for name, number in numbers.items()
+    )
 
+    @contextmanager
+    def opened() -> Generator[Make]:
+        from unmask.models.organisms import load_readers, organism_source
+        from unmask.models.packed_weights import packed_weights
 
-def answer_and_read_all(
-    config: ResponsesConfig,
-    inputs: Inputs,
-    workspace: Workspace,
-    *,
-    recording: Recording,
-    prompts: pd.DataFrame,
-    plan: Plan,
-) -> None:
-    """Both models answer and read, batch by batch."""
-    from unmask.models.organisms import load_readers, organism_source
-    from unmask.models.packed_weights import packed_weights
-
-    waiting = waiting_batches(plan, workspace, *WRITERS)
-    if waiting:
         source = organism_source(inputs.folders["organism"])
         pair = load_readers(inputs.base, source, one_copy=recording.collection.one_copy, progress=inputs.progress)
         models: dict[Writer, LoadedModel] = dict(zip(WRITERS, pair, strict=True))
+
+        def make(shard: Shard, told: Told) -> None:
+            number = numbers[shard.name]
+            jobs = jobs_of(config, asked.prompts, asked.plan[number])
+            _answer_batch(config, workspace, recording=recording, models=models, jobs=jobs, number=number, told=told)
+
         with packed_weights(*(loaded.model for loaded in pair)):  # once for all batches
-            for number in waiting:
-                jobs = jobs_of(config, prompts, plan[number])
-                _answer_batch(config, inputs, workspace, recording=recording, models=models, jobs=jobs, number=number)
+            yield make
+
+    return Work("answering and reading", shards, opened, given=(prompts_path(workspace),))
 
 
 def _answer_batch(
     config: ResponsesConfig,
-    inputs: Inputs,
     workspace: Workspace,
     *,
     recording: Recording,
     models: Mapping[Writer, LoadedModel],
     jobs: list[Job],
     number: int,
+    told: Told,
 ) -> None:
     """One batch of both models: the readings are put away first, then the answers."""
     from unmask.models.answering import answer_and_read
@@ -131,7 +165,7 @@ def _answer_batch(
         readout=readout,
         rows=config.batch_size,
         token_budget=collection.token_budget,
-        on_answers=lambda writer: inputs.progress.advance(len(jobs)),
+        on_answers=lambda writer: told(len(jobs)),
     )
     places = {writer: range(index * len(jobs), (index + 1) * len(jobs)) for index, writer in enumerate(WRITERS)}
     readings = {
@@ -151,16 +185,17 @@ def _answer_batch(
         write_table(batch_path(workspace, writer, number), rows, schema=SCHEMA)
 
 
-def answer_with_vllm(
-    config: ResponsesConfig, inputs: Inputs, workspace: Workspace, *, prompts: pd.DataFrame, plan: Plan
-) -> None:
+def answer_with_vllm(config: ResponsesConfig, inputs: Inputs, workspace: Workspace, asked: Asked) -> None:
     """vLLM answers what has not been answered yet, several batches at a time: it makes its own."""
     from unmask.models.loading import load_tokenizer
     from unmask.models.organisms import organism_source
     from unmask.models.vllm_engine import VllmEngine
 
+    prompts, plan = asked
     waiting = {writer: waiting_batches(plan, workspace, writer) for writer in WRITERS}
+    inputs.progress.begin("answering", total=len(WRITERS) * sum(map(len, plan)), done=answered_already(plan, workspace))
     if not any(waiting.values()):
+        inputs.progress.end()
         return
     tokenizer = load_tokenizer(inputs.base)
     at_once = max(1, VLLM_ANSWERS // config.batch_size)
@@ -187,6 +222,7 @@ def answer_with_vllm(
                     rows = rows_of(tokenizer, writer, batch, list(islice(answers, len(batch))))
                     write_table(batch_path(workspace, writer, number), rows, schema=SCHEMA)
                     inputs.progress.advance(len(batch))
+    inputs.progress.end()
 
 
 def load_writer(inputs: Inputs, writer: Writer) -> LoadedModel:

@@ -7,6 +7,7 @@ every dimension's direction meets every dimension's questions once more: do judg
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,8 @@ import numpy as np
 from unmask.artifact import read_json, read_table, write_json, write_table
 from unmask.judges.scoring import digest_judging
 from unmask.records import Site
-from unmask.stage import Inputs, Result, Stage
-from unmask.stages.steering.answering import answer, judged
+from unmask.stage import Inputs, Result, Stage, Work
+from unmask.stages.steering.answering import answered, answering_work, judged
 from unmask.stages.steering.config import ANSWERS, CONFIRMATION, DOSES, TRAITS, UNSTEERED, SteeringConfig
 from unmask.stages.steering.confirmation import (
     agreement_of_cells,
@@ -27,6 +28,7 @@ from unmask.stages.steering.confirmation import (
 from unmask.stages.steering.directions import CONTROLS, RANDOM, Chosen, choose_directions
 from unmask.stages.steering.points import (
     Asked,
+    Point,
     check_questions,
     choose_confirming,
     choose_questions,
@@ -46,7 +48,21 @@ def external(config: SteeringConfig, study_folder: Path) -> dict[str, str]:
     return {"judging": digest_judging(config.scores)}
 
 
-def run(config: SteeringConfig, inputs: Inputs, workspace: Workspace) -> Result:
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """Every answer that is to be made, and what it is made from."""
+
+    site: Site
+    typical_norm: float
+    questions: pd.DataFrame
+    chosen: Chosen
+    points: list[Point]
+    dosed: int
+    coefficient: float | None
+    reason: str | None
+
+
+def _planned(config: SteeringConfig, inputs: Inputs) -> _Planned:
     from unmask.models.prompts import prompt_ids_by_question
 
     folders, rebuild = inputs.folders, inputs.rebuild
@@ -62,24 +78,46 @@ def run(config: SteeringConfig, inputs: Inputs, workspace: Workspace) -> Result:
     if coefficient is not None:
         confirming = Asked.of(config, "confirmation", choose_confirming(config, questions, chosen), **given)
         points += confirmation_points(chosen, confirming, coefficient=coefficient, typical_norm=typical_norm)
-    answers = answer(config, inputs, workspace, points=points, site=site, typical_norm=typical_norm)
-    answers, traits = judged(config, inputs, answers, questions)
+    return _Planned(site, typical_norm, questions, chosen, points, len(asked.questions), coefficient, reason)
+
+
+def work(config: SteeringConfig, inputs: Inputs, workspace: Workspace) -> Work:
+    """Batches of answers under interventions."""
+    return _work(config, inputs, workspace, _planned(config, inputs))
+
+
+def _work(config: SteeringConfig, inputs: Inputs, workspace: Workspace, asked: _Planned) -> Work:
+    return answering_work(
+        config, inputs, workspace, points=asked.points, site=asked.site, typical_norm=asked.typical_norm
+    )
+
+
+def run(config: SteeringConfig, inputs: Inputs, workspace: Workspace) -> Result:
+    folders, rebuild = inputs.folders, inputs.rebuild
+    asked = _planned(config, inputs)
+    chosen = asked.chosen
+    shared = _work(config, inputs, workspace, asked)
+    shared.finish(inputs.progress)
+    answers = answered(shared.shards, asked.points, rebuild=f"{rebuild} steering")
+    answers, traits = judged(config, inputs, answers, asked.questions)
     dosed, confirmed = (answers[answers["part"] == part] for part in ("dose", "confirmation"))
     rows = dose_rows(dosed, chosen.directions, coherent_above=config.coherent_above, seed=config.seed)
-    cells, confirmation = _confirmation(config, inputs, chosen, confirmed, coefficient=coefficient, reason=reason)
+    cells, confirmation = _confirmation(
+        config, inputs, chosen, confirmed, coefficient=asked.coefficient, reason=asked.reason
+    )
     write_table(workspace.out / "answers.parquet", answers, schema=ANSWERS)
     write_table(workspace.out / "traits.parquet", traits, schema=TRAITS)
     write_table(workspace.out / "doses.parquet", rows, schema=DOSES)
     write_table(workspace.out / "confirmation.parquet", cells, schema=CONFIRMATION)
     log_prob = read_table(folders["effects"] / "doses.parquet", rebuild=f"{rebuild} effects")
     summary = {
-        "site": site.name,
-        "typical_norm": typical_norm,
+        "site": asked.site.name,
+        "typical_norm": asked.typical_norm,
         "units": config.units,
         "positions": config.positions,
         "coefficients": list(config.coefficients),
         "removals": list(config.removals),
-        "questions": len(asked.questions),
+        "questions": asked.dosed,
         "judge": config.scores.judge,
         **_by_target(config, rows),
         "window": coherent_window(rows),
@@ -187,4 +225,5 @@ STAGE = Stage(
     True,
     run,
     external,
+    work=work,
 )

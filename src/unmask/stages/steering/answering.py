@@ -5,7 +5,8 @@ Shapes: B rows, D width of the residual stream.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from unmask.judges.refusal import is_refusal
 from unmask.judges.scoring import score_answers
 from unmask.judges.settings import MISALIGNMENT_RUBRICS, OFFLINE
 from unmask.records import Site
-from unmask.stage import Inputs
+from unmask.stage import Inputs, Make, Shard, Told, Work
 from unmask.stages.steering.config import ANSWERS, BATCH_SCHEMA, TRAITS, UNSTEERED, SteeringConfig, Target
 from unmask.stages.steering.points import Point
 from unmask.study import Workspace
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from unmask.models.loading import LoadedModel
 
 
-def answer(
+def answering_work(
     config: SteeringConfig,
     inputs: Inputs,
     workspace: Workspace,
@@ -36,23 +37,33 @@ def answer(
     points: Sequence[Point],
     site: Site,
     typical_norm: float,
-) -> pd.DataFrame:
-    """Answers to all points (BATCH_SCHEMA), in their order. Batches of one model each; finished ones are not made again."""
+) -> Work:
+    """A shard is a batch of answers (BATCH_SCHEMA) of one model."""
+    batches = {f"{number:05d}": batch for number, batch in enumerate(_batches(points, config.batch_size))}
+    shards = tuple(
+        Shard(name, len(batch), (workspace.batches / f"answers-{name}.parquet",)) for name, batch in batches.items()
+    )
+
+    @contextmanager
+    def opened() -> Generator[Make]:
+        models = _load(inputs, {point.target for point in points})
+
+        def make(shard: Shard, told: Told) -> None:
+            batch = batches[shard.name]
+            rows = _answered(config, models, batch, site=site, typical_norm=typical_norm)
+            write_table(shard.files[0], rows, schema=BATCH_SCHEMA)
+            told(len(batch))
+
+        yield make
+
+    return Work("steering", shards, opened)
+
+
+def answered(shards: Sequence[Shard], points: Sequence[Point], *, rebuild: str) -> pd.DataFrame:
+    """Answers to all points (BATCH_SCHEMA), in their order."""
     import pandas as pd
 
-    batches = _batches(points, config.batch_size)
-    paths = [workspace.batches / f"answers-{number:05d}.parquet" for number in range(len(batches))]
-    waiting = [(batch, path) for batch, path in zip(batches, paths, strict=True) if not path.is_file()]
-    left = sum(len(batch) for batch, _ in waiting)
-    inputs.progress.begin("steering", total=len(points), done=len(points) - left)
-    models = _load(inputs, {batch[0].target for batch, _ in waiting})
-    for batch, path in waiting:
-        rows = _answered(config, models, batch, site=site, typical_norm=typical_norm)
-        write_table(path, rows, schema=BATCH_SCHEMA)
-        inputs.progress.advance(len(batch))
-    inputs.progress.end()
-    rebuild = f"{inputs.rebuild} steering"
-    found = pd.concat([read_table(path, rebuild=rebuild) for path in paths], ignore_index=True)
+    found = pd.concat([read_table(shard.files[0], rebuild=rebuild) for shard in shards], ignore_index=True)
     return found.set_index("answer_id").loc[[point.answer_id for point in points]].reset_index()
 
 
@@ -64,12 +75,10 @@ def _batches(points: Sequence[Point], size: int) -> list[list[Point]]:
 
 
 def _load(inputs: Inputs, targets: set[Target]) -> dict[Target, LoadedModel]:
-    """The models that are still asked, and the base, which reads every answer."""
+    """The models that are asked, and the base, which reads every answer."""
     from unmask.models.loading import load_base
     from unmask.models.organisms import load_readers, organism_source
 
-    if not targets:
-        return {}
     if "organism" not in targets:
         return {"base": load_base(inputs.base, progress=inputs.progress)}
     source = organism_source(inputs.folders["organism"])

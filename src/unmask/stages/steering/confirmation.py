@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unmask.analysis.effects import readouts_agree
+from unmask.artifact import finite
 from unmask.stages.steering.config import UNSTEERED
 from unmask.stages.steering.directions import RANDOM, Direction
-from unmask.stages.steering.summary import interval, number
+from unmask.stages.steering.summary import interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,8 +45,8 @@ def confirmation_rows(
                     "effect": effect,
                     "low": low,
                     "high": high,
-                    "random_mean": number(random_of.get(column, float("nan"))),
-                    "effect_log_prob": number(log_prob_of.get((direction.group, column), float("nan"))),
+                    "random_mean": finite(random_of.get(column, float("nan"))),
+                    "effect_log_prob": finite(log_prob_of.get((direction.group, column), float("nan"))),
                     "n": int(np.isfinite(values).sum()),
                 }
             )
@@ -96,7 +97,7 @@ def _agreement(
     one_C, other_C = (np.array(values, dtype=float) for values in (one, other))
     found = readouts_agree(one_C, other_C, np.array(clusters), rng=np.random.default_rng(seed))
     return {
-        **{name: number(getattr(found, name)) for name in ("spearman", "low", "high")},
+        **{name: finite(getattr(found, name)) for name in ("spearman", "low", "high")},
         "cells": found.cells,
     }
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from unmask.analysis.extraction import unit
 from unmask.artifact import read_table, read_tensors
 from unmask.errors import DataError, listed
 from unmask.stage import Inputs
@@ -44,7 +45,7 @@ class Direction:
     @property
     def unit_D(self) -> np.ndarray:
         """The vector at length 1, float32; zeros stay zeros."""
-        return (self.vector_D / (self.norm or 1.0)).astype(np.float32)
+        return unit(self.vector_D).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)

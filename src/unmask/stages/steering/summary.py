@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unmask.analysis.intervals import mean_interval
+from unmask.artifact import finite
 from unmask.stages.steering.config import DOSES, UNSTEERED
 from unmask.stages.steering.directions import CONTROLS, Direction
 
@@ -61,7 +62,7 @@ def dose_rows(
             "grouping": None if direction is None else direction.grouping,
             "group": None if direction is None else direction.group,
             "coefficient": float(first["coefficient"]),
-            "added_norm": number(first["added_norm"]),
+            "added_norm": finite(first["added_norm"]),
             "n": int(part["misalignment"].notna().sum()),
             "missing": int(part["misalignment"].isna().sum()),
         }
@@ -84,10 +85,10 @@ def interval(values_Q: np.ndarray, *, seed: int) -> tuple[float | None, float | 
     if not there:
         return None, None, None
     if there < LEAST_FOR_INTERVAL:
-        return number(np.nanmean(values_Q)), None, None
+        return finite(np.nanmean(values_Q)), None, None
     # One seed for every interval: none depends on which others were taken.
     mean, low, high = mean_interval(values_Q, rng=np.random.default_rng(seed))
-    return number(mean), number(low), number(high)
+    return finite(mean), finite(low), finite(high)
 
 
 def _coherent(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], least: float) -> bool:
@@ -117,7 +118,3 @@ def coherent_window(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "chosen": max(inside) if inside else None,
         }
     return found
-
-
-def number(value: float | None) -> float | None:
-    return None if value is None or np.isnan(value) else float(value)

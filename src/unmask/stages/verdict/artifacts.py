@@ -14,12 +14,12 @@ from unmask.analysis.nulls import holm
 from unmask.analysis.score_gradient import ScoreBearing
 from unmask.analysis.sharpening import Collected, advise
 from unmask.analysis.site_map import SiteFinding
-from unmask.artifact import write_json, write_table, write_tensors
+from unmask.artifact import finite, write_json, write_table, write_tensors
 from unmask.records import Site
 from unmask.stages.verdict import schemas
 from unmask.stages.verdict.causal import CausalEvidence
 from unmask.stages.verdict.material import Material
-from unmask.stages.verdict.rows import geometry_rows, plain, power_rows, sensitivity_rows, site_row, test_rows
+from unmask.stages.verdict.rows import geometry_rows, power_rows, sensitivity_rows, site_row, test_rows
 
 MEANING = {
     "no-shift": "the tuning left no mean shift on these questions",
@@ -140,9 +140,9 @@ def write_components(out: Path, chosen: SiteFinding, material: Material) -> None
                 "site": chosen.site,
                 "label": "shared direction" if kind == "shared" else f"specific to {direction.name}",
                 "size": direction.questions,
-                "stability": plain(direction.stability),
+                "stability": finite(direction.stability),
                 "stability_name": "mean |cosine| of two random halves, 50 halvings",
-                "strength": plain(direction.strength),
+                "strength": finite(direction.strength),
             }
         )
         loadings += [

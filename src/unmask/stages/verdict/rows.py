@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from unmask.analysis.nulls import Tested
 from unmask.analysis.site_map import SiteFinding
+from unmask.artifact import finite
 from unmask.records import Site
 
 NUMBERS = (
@@ -37,11 +37,6 @@ NUMBERS = (
 )
 
 
-def plain(value: float | None) -> float | None:
-    """A finite float, or None."""
-    return None if value is None or not math.isfinite(value) else float(value)
-
-
 def site_row(found: SiteFinding, primary: str) -> dict[str, Any]:
     """One line of the layer and site map."""
     numbers = found.decision.numbers
@@ -54,8 +49,8 @@ def site_row(found: SiteFinding, primary: str) -> dict[str, Any]:
         "verdict": found.decision.verdict,
         "qualifier": found.decision.qualifier,
         **{name: numbers.get(name) for name in NUMBERS},
-        "p_rank_max_t": plain(found.p_rank_max_t),
-        "p_adj_max_t": plain(found.p_adj_max_t),
+        "p_rank_max_t": finite(found.p_rank_max_t),
+        "p_adj_max_t": finite(found.p_adj_max_t),
         "reason": found.decision.ruling.reasons[0] if found.decision.examined is None else None,
     }
 
@@ -75,11 +70,11 @@ def geometry_rows(found: SiteFinding) -> list[dict[str, Any]]:
             "group_b": groups.names[b],
             "n_a": int(groups.sizes_F[a]),
             "n_b": int(groups.sizes_F[b]),
-            "gram": plain(g.gram_FF[a, b]),
-            "cosine": plain(g.cosine_FF[a, b]),
-            "cosine_low": plain(g.cosine_low_FF[a, b]),
-            "cosine_high": plain(g.cosine_high_FF[a, b]),
-            "naive_cosine": plain(g.naive_cosine_FF[a, b]),
+            "gram": finite(g.gram_FF[a, b]),
+            "cosine": finite(g.cosine_FF[a, b]),
+            "cosine_low": finite(g.cosine_low_FF[a, b]),
+            "cosine_high": finite(g.cosine_high_FF[a, b]),
+            "naive_cosine": finite(g.naive_cosine_FF[a, b]),
         }
         for a in range(groups.count)
         for b in range(a, groups.count)
@@ -107,7 +102,7 @@ def test_rows(found: SiteFinding) -> list[dict[str, Any]]:
             {
                 **_where(found, "T4 replicates"),
                 "rank": None,
-                "statistic": plain(again.largest_share),
+                "statistic": finite(again.largest_share),
                 "null_mean": None,
                 "null_sd": None,
                 "p": again.p,
@@ -129,11 +124,11 @@ def _test(
     return {
         **_where(found, name),
         "rank": rank,
-        "statistic": plain(test.statistic),
-        "null_mean": plain(float(test.null_B.mean())),
-        "null_sd": plain(float(test.null_B.std())),
+        "statistic": finite(test.statistic),
+        "null_mean": finite(float(test.null_B.mean())),
+        "null_sd": finite(float(test.null_B.std())),
         "p": test.p,
-        "p_max_t": plain(paid),
+        "p_max_t": finite(paid),
         "flips": len(test.null_B),
         "note": note,
     }

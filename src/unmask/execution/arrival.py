@@ -1,0 +1,123 @@
+"""Entering a machine: the connection, a Python that will do, and our program beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shlex
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from unmask.execution.address import Address
+from unmask.execution.host import Host, HostError, cuts, printable
+from unmask.execution.ssh import Access, SshError, connect
+
+if TYPE_CHECKING:
+    from asyncssh import SFTPClient, SSHClientConnection
+
+LEAST_PYTHON = (3, 11)
+PROBE_LIMIT, PROBE_SECONDS = 64_000, 60.0
+"""Most bytes and seconds that a machine may take to say which Pythons it has."""
+_PYTHONS = (
+    "python3.14 python3.13 python3.12 python3.11 python3 python /opt/conda/bin/python3 "
+    "$HOME/miniconda3/bin/python3 /usr/local/bin/python3"
+)
+_PROBE = """
+for python in {candidates}; do
+  found=$(command -v "$python") || continue
+  version=$("$found" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
+  echo "unmask-python $version $found"
+done
+echo "unmask-home $HOME"
+"""
+
+
+@asynccontextmanager
+async def entered(address: Address, access: Access, *, root: str, python: str | None = None) -> AsyncGenerator[Host]:
+    """Enter a machine and find a Python there. Raises UnmaskError where it cannot be entered or has no Python that will do."""
+    connection = await connect(address, access)
+    try:
+        candidates = shlex.quote(python) if python else _PYTHONS
+        pythons, home = _pythons(await _said(connection, address, _PROBE.format(candidates=candidates)))
+        version, path = _choose(pythons, address, python)
+        if not home.startswith("/"):
+            raise HostError(
+                f"{address} has no home folder", mend="unmask needs a POSIX shell there, as Linux and macOS have"
+            )
+        where = PurePosixPath(home) / root.removeprefix("~/") if root.startswith("~") else PurePosixPath(root)
+        if not where.is_absolute():
+            where = PurePosixPath(home) / where
+        with cuts(address):
+            sftp = await _sftp(connection, address)
+        host = Host(connection, sftp, address, path, version, where)
+        await host.install()
+        yield host
+    finally:
+        connection.close()
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(connection.wait_closed(), 5)
+
+
+async def _said(connection: SSHClientConnection, address: Address, command: str) -> str:
+    """What a command prints. Raises SshError where it takes too long, HostError where it prints too much."""
+    import asyncssh
+
+    data = b""
+    try:
+        with cuts(address):
+            async with asyncio.timeout(PROBE_SECONDS):
+                process = await connection.create_process(
+                    command, stdin=asyncssh.DEVNULL, stderr=asyncssh.DEVNULL, encoding=None
+                )
+                try:
+                    while block := await process.stdout.read(1 << 14):
+                        data += block
+                        if len(data) > PROBE_LIMIT:
+                            raise HostError(f"{address} answers without end", mend="Do not trust it")
+                finally:
+                    process.close()
+    except TimeoutError as error:
+        raise SshError(
+            f"{address} let us in and does not run commands within {PROBE_SECONDS:g} s",
+            mend="Does its login script wait for something? Log in there and look",
+        ) from error
+    return data.decode(errors="replace")
+
+
+async def _sftp(connection: SSHClientConnection, address: Address) -> SFTPClient:
+    import asyncssh
+
+    try:
+        return await connection.start_sftp_client()
+    except (asyncssh.ChannelOpenError, asyncssh.SFTPError) as error:
+        raise SshError(
+            f"{address} offers no file transfer (SFTP)",
+            mend="On RunPod use the address of `SSH over exposed TCP`, not ssh.runpod.io; elsewhere switch on its sftp subsystem",
+        ) from error
+
+
+def _pythons(text: str) -> tuple[list[tuple[str, str]], str]:
+    found, home = [], ""
+    for line in text.splitlines():
+        word, _, rest = line.partition(" ")
+        if word == "unmask-python":
+            version, _, path = rest.partition(" ")
+            found.append((version, path))
+        elif word == "unmask-home":
+            home = rest
+    return found, home
+
+
+def _choose(pythons: list[tuple[str, str]], address: Address, asked: str | None) -> tuple[str, str]:
+    for version, path in pythons:
+        major, _, minor = version.partition(".")
+        if major.isdigit() and minor.isdigit() and (int(major), int(minor)) >= LEAST_PYTHON:
+            return version, path
+    seen = ", ".join(sorted({f"{version} at {printable(path)}" for version, path in pythons})) or "none at all"
+    where = f" at {asked}" if asked else ""
+    raise HostError(
+        f"{address} has no Python {LEAST_PYTHON[0]}.{LEAST_PYTHON[1]} or newer{where} (found: {seen})",
+        mend="Install one there, or name it with --python",
+    )

@@ -1,0 +1,62 @@
+"""What is asked of a remote run."""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from unmask.errors import ConfigError
+
+ROOT = "~/.unmask-remote"
+
+
+class RemoteOrder(BaseModel):
+    """How a study is run on a host. Names of keys only: their values are read when they are sent."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    root: str = ROOT
+    python: str | None = Field(None, description="the host's Python, 3.11 or newer")
+    env: str | None = Field(None, description="Python of an environment there that has the versions already")
+    until: str | None = None
+    force: tuple[str, ...] = ()
+    send_keys: tuple[str, ...] = Field((), description="environment variables whose values the run may see")
+    max_gb: float = Field(100.0, gt=0)
+    retries: int = Field(6, ge=0, description="times in a row that a cut connection is opened again")
+    even_if_done: bool = Field(False, description="go there although nothing is left to be run")
+
+    def keys(self) -> dict[str, str]:
+        """The variables to be sent. Raises ConfigError for one that is not set."""
+        found = {}
+        for name in self.send_keys:
+            value = os.environ.get(name)
+            if not value:
+                raise ConfigError(
+                    f"--send-key {name}: no such variable is set here", mend="Set it, or put it into .env"
+                )
+            found[name] = value
+        return found
+
+
+class Voice(Protocol):
+    """Tells a person what happens."""
+
+    def note(self, text: str) -> None:
+        """A line of our own."""
+        ...
+
+    def log(self, text: str) -> None:
+        """Some of what the run on the host says, as it comes."""
+        ...
+
+
+class Quiet:
+    """Tells nobody."""
+
+    def note(self, text: str) -> None:
+        return
+
+    def log(self, text: str) -> None:
+        return
