@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,13 @@ POISONED = "ray_poison:open_task"
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     """The head, which has one CPU; tests that need a second node add one."""
-    folder = tmp_path_factory.mktemp("ray")
-    found = Cluster(folder)
-    yield found
-    found.stop()
+    # Not under pytest's folder: the path of a socket may have no more than 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        found = Cluster(Path(folder))
+        yield found
+        found.stop()
 
 
 @pytest.fixture(scope="module")

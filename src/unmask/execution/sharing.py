@@ -114,9 +114,8 @@ def claim_device(workspace: Workspace, kind: str) -> None:
     """Note that shards are made on that kind of device. Raises StudyError where others were made on another kind."""
     with _one_at_a_time(workspace):
         made_on = device_of(workspace)
-        if made_on is None or not any(workspace.batches.glob("*[0-9].*")):  # a claim that nothing came of binds nobody
+        if made_on is None:
             note_device(workspace, kind)
-            made_on = kind
     if made_on not in (None, kind):
         raise StudyError(
             f"the shards in {workspace.folder} were made on {made_on}, this process would use {kind}",
