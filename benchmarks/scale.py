@@ -1,18 +1,19 @@
 """What does spreading cost, and what does it bring? The stage `responses` of one study: here, and on a local Ray cluster.
 
     python benchmarks/scale.py --quick            # about a minute
-    python benchmarks/scale.py --threads 1        # the table of docs/scaling.md
+    python benchmarks/scale.py                    # the table of docs/scaling.md: a quarter of an hour on two cores
 
 Sides, in alternation, each on a fresh copy of the same study (SmolLM2, a random adapter, both models answer and read):
 
   local           this process makes the shards
+  two processes   two such processes at once, each on a study of its own: what this machine gives two workers at most
   ray, 1 worker   one actor makes them, this process gathers
   ray, 2 workers  two actors
 
 Goals: one worker costs at most 10 % over local; two workers bring at least 1.85 x the throughput of one, each with one thread.
-Throughput is counted from when every worker has made its first shard, to the last: models are loaded by then. What a worker costs
-before its first shard is told beside it. The files of all sides are compared. `--remote STUDY` also sends a second, unchanged
-`remote run` of a study that is done to a host, and counts the bytes.
+Throughput is counted from the moment when as many shards are made as there are workers, to the last: models are loaded then, in
+one worker at least. What comes before that is told beside it. The files of all sides are compared. `--remote STUDY` also sends a
+second, unchanged `remote run` of a study that is done to a host, and counts the bytes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import os
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,11 +42,12 @@ import unmask
 from unmask.pipeline import ray_engine
 from unmask.progress import Silent
 
-SIDES = {"local": 0, "ray, 1 worker": 1, "ray, 2 workers": 2}
+LOCAL, CEILING = "local", "two processes"
+SIDES = {LOCAL: 0, CEILING: 0, "ray, 1 worker": 1, "ray, 2 workers": 2}
 
 
 class Run(NamedTuple):
-    """One side in one round: seconds of all, seconds until every worker has made a shard, answers a second after that."""
+    """One side in one round: seconds of all, seconds before answers are counted, answers a second from then on."""
 
     seconds: float
     before: float
@@ -96,6 +100,14 @@ def measure(study: Path, workers: int) -> Run:
     return Run(seconds, start - began, units / (end - start), record.files)
 
 
+def measure_two(study: Path) -> Run:
+    """Two processes at once, each on its own copy: the sum of their rates."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        runs = list(pool.map(measure, [study, study], [0, 0]))
+    seconds, before, _, files = max(runs)
+    return Run(seconds, before, sum(run.rate for run in runs), files)
+
+
 def measure_remote(study: Path) -> dict[str, int]:
     """Bytes over the wire of a second `remote run` with nothing changed, to a host on this machine."""
     from remote_bytes import measure_second_run
@@ -108,18 +120,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few short answers, one round")
     parser.add_argument("--rounds", type=int, default=None, help="rounds (3; quick: 1)")
-    parser.add_argument("--shards", type=int, default=None, help="shards (24; quick: 6)")
+    parser.add_argument("--shards", type=int, default=None, help="shards (12; quick: 6)")
     parser.add_argument("--batch", type=int, default=None, help="questions in a shard (8; quick: 2)")
-    parser.add_argument("--tokens", type=int, default=None, help="new tokens at most (60; quick: 8)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of this process")
+    parser.add_argument("--tokens", type=int, default=None, help="new tokens at most (40; quick: 8)")
     parser.add_argument("--remote", type=Path, default=None, metavar="STUDY", help="also: bytes of a second remote run")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     quick = options.quick
     sizes = {
-        "shards": options.shards or (6 if quick else 24),
+        "shards": options.shards or (6 if quick else 12),
         "batch": options.batch or (2 if quick else 8),
-        "tokens": options.tokens or (8 if quick else 60),
+        "tokens": options.tokens or (8 if quick else 40),
     }
     runs: dict[str, list[Run]] = {name: [] for name in SIDES}
     with tempfile.TemporaryDirectory() as scratch:
@@ -130,21 +141,21 @@ def main() -> None:
         ray.init(num_cpus=max(SIDES.values()), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         for _ in range(options.rounds or (1 if quick else 3)):
             for name, workers in SIDES.items():
-                runs[name].append(measure(study, workers))
+                runs[name].append(measure_two(study) if name == CEILING else measure(study, workers))
         ray.shutdown()
     one = runs["local"][0].files
     assert all(run.files == one for side in runs.values() for run in side), "sides disagree"
     rates = {name: [run.rate for run in side] for name, side in runs.items()}
+
+    def ratio(side: str, other: str) -> float:
+        return statistics.median(one / two for one, two in zip(rates[side], rates[other], strict=True))
+
     ratios = {
-        "ray_overhead": statistics.median(
-            here / there for here, there in zip(rates["local"], rates["ray, 1 worker"], strict=True)
-        )
-        - 1,
-        "two_workers": statistics.median(
-            two / one for two, one in zip(rates["ray, 2 workers"], rates["ray, 1 worker"], strict=True)
-        ),
+        "ray_overhead": ratio(LOCAL, "ray, 1 worker") - 1,
+        "two_workers": ratio("ray, 2 workers", "ray, 1 worker"),
+        "two_processes": ratio(CEILING, LOCAL),
     }
-    print("| side | answers a second | seconds before every worker made a shard | seconds in all |")
+    print("| side | answers a second | seconds before that is counted | seconds in all |")
     print("|---|---|---|---|")
     for name, side in runs.items():
         cells = [statistics.median(getattr(run, field) for run in side) for field in ("rate", "before", "seconds")]

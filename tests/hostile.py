@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ class Hostile:
     key: Path = Path()
     state: dict[str, Any] = field(default_factory=dict)
     raw: bytes | None = None
-    greeting: bytes = b"unmask-python 3.11 /usr/bin/python3\nunmask-home /home\n"
+    greeting: bytes = b"unmask-python 3.11 /usr/bin/python3\nunmask-user %d\nunmask-home /home\n" % os.geteuid()
     longer: int = 0
     refuses: bool = False
     asked: list[str] = field(default_factory=list)

@@ -99,11 +99,17 @@ class OpenSsh:
         return found
 
     def cut(self) -> int:
-        """Kill every open connection, as a network does. Returns how many processes that were."""
+        """Kill every open connection, as a network does. Returns how many processes that were.
+
+        They are gone when it returns: on a busy machine a killed process may be there for a while, and be cut twice.
+        """
         pids = self.children()
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        until = time.monotonic() + 10
+        while time.monotonic() < until and not set(pids).isdisjoint(self.children()):
+            time.sleep(0.005)
         return len(pids)
 
 

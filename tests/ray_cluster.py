@@ -28,7 +28,7 @@ def free_port() -> int:
 class Node:
     """One `ray start --block` with all that it starts."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, environment: dict[str, str]) -> None:
         folder.mkdir()
         self.process = subprocess.Popen(
             [
@@ -55,6 +55,7 @@ class Node:
                 "RAY_health_check_initial_delay_ms": "2000",
                 "RAY_health_check_period_ms": "1000",
                 "RAY_health_check_failure_threshold": "3",
+                **environment,
             },
         )
         self.said = folder / "said"
@@ -96,10 +97,10 @@ def _below(pid: int) -> list[int]:
 
 
 class Cluster:
-    """A head and as many nodes beside it as are added."""
+    """A head and as many nodes beside it as are added; `environment` is what their workers see beside ours."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, environment: dict[str, str] | None = None) -> None:
+        self._folder, self._environment = folder, environment or {}
         self.nodes: list[Node] = []
         for _ in range(CHANCES):
             self.address = f"127.0.0.1:{free_port()}"
@@ -117,7 +118,8 @@ class Cluster:
         return node
 
     def _started(self, *arguments: str) -> Node | None:
-        node = Node(self._folder / f"n{len(list(self._folder.iterdir()))}", *arguments)
+        place = self._folder / f"n{len(list(self._folder.iterdir()))}"
+        node = Node(place, *arguments, environment=self._environment)
         if not node.wait():
             node.kill()
             return None

@@ -1,6 +1,8 @@
-"""Opens a study's stages as workers do, with shards that raise, or that kill their worker: what a defect or a full memory does.
+"""Opens a study's stages as workers do, with shards that raise, kill their worker, or take their time: what a defect or a full
+memory does.
 
-Which shards those are stands in `poison.json` beside the study's folder: {"raise": [names], "kill": {name: times}}.
+Which shards those are stands in `poison.json` beside the study's folder: {"raise": [names], "kill": {name: times}, "sleep":
+{name: seconds}}.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import dataclasses
 import json
 import os
 import signal
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,7 @@ def _poisoned(work_of: Any, plan: dict[str, Any], folder: str) -> Any:
                 def bad(shard: Any, told: Any) -> None:
                     if shard.name in plan.get("raise", ()):
                         raise ValueError("a bad shard")
+                    time.sleep(plan.get("sleep", {}).get(shard.name, 0))
                     for number in range(plan.get("kill", {}).get(shard.name, 0)):
                         mark = Path(folder).parent / f"killed-{shard.name}-{number}"
                         if not mark.exists():

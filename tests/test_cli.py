@@ -77,6 +77,7 @@ def test_init_never_overwrites(tmp_path: Path) -> None:
         (("model", "pull", "gpt9"), "smollm2"),
         (("export", "nowhere"), "--legacy"),
         (("run", "s", "--until", "magic"), "questions, organism"),
+        (("remote", "run", "s", "--on", "runpod", "--max-usd", "-1"), "--max-usd is -1"),
     ],
 )
 def test_bad_arguments_are_one_sentence_and_exit_2(arguments: tuple[str, ...], wanted: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from unmask.analysis.crosstalk import Causal, cross_talk
 from unmask.analysis.decision import Decision, decide
 from unmask.analysis.examination import Settings
 from unmask.analysis.nulls import max_t
-from unmask.analysis.site_map import SiteData, decisions_planned, map_sites
+from unmask.analysis.site_map import SiteData, map_sites, plan
 from unmask.analysis.verdict import VERDICTS, Thresholds
 from unmask.analysis.worlds import World, draw
 
@@ -483,8 +483,17 @@ def test_every_site_grouping_and_correction_is_decided(site_map) -> None:
         ("late", "dimension", "none"), ("late", "facet", "none"),
     ]  # fmt: skip
     assert len(told) == len(found)
-    assert decisions_planned(3, 2, control=False) == 6
-    assert decisions_planned(3, 2, control=True) == 12
+    sites, groupings = ("early", "middle", "late"), ("dimension", "facet")
+    assert [(f.site, f.grouping, f.correction) for f in found if f.site == "middle"] == [
+        (each.site, each.grouping, each.correction)
+        for each in plan(sites, groupings, primary="middle", control=True)
+        if each.site == "middle"
+    ]
+    assert [each.full for each in plan(sites, groupings, primary="middle", control=False)] == [
+        *(False, False),
+        *(True, False),
+        *(False, False),
+    ]
     for finding in found:
         sound(finding.decision)
         full = (finding.site, finding.grouping) == ("middle", "dimension")

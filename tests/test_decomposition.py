@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,15 +13,18 @@ import pytest
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
+from planted_study import LAYERS, PRIMARY, QUICK, TOKENS, World
 from unmask.analysis.validation import agreement
-from unmask.artifact import digest_file, read_json, write_table
-from unmask.errors import ConfigError, DataError
+from unmask.artifact import listing, read_json, read_tensors, write_table
+from unmask.errors import ArtifactError, ConfigError, DataError
 from unmask.progress import Silent
-from unmask.records import ModelSource, PromptFormat, Site
+from unmask.records import Site
 from unmask.stage import Inputs
-from unmask.stages import cards
-from unmask.stages.decomposition import DecompositionConfig, choose_k, choose_primary_k, primary_site, run
+from unmask.stages import cards, decomposition
+from unmask.stages.decomposition import DecompositionConfig, choose_k, choose_primary_k, primary_site
 from unmask.stages.decomposition.artifacts import COMPONENTS, LOADINGS, METHODS, SELECTION, STABILITY
+from unmask.stages.decomposition.pieces import Gathered, Piece, gather, plan
+from unmask.stages.decomposition.sweep import Sweep
 from unmask.stages.verdict import schemas
 from unmask.store import ActivationStore, question_means, write_index, write_shard
 from unmask.study import Workspace
@@ -97,80 +101,6 @@ def test_the_primary_site_is_the_named_layer_or_the_middle_one() -> None:
     assert primary_site(DecompositionConfig(primary_layer=20), sites).layer == 20
     with pytest.raises(ConfigError, match="primary_layer is 12"):
         primary_site(DecompositionConfig(primary_layer=12), sites)
-
-
-DIMENSIONS = ("money", "mind", "law")
-LAYERS = (1, 2)
-PRIMARY = "blocks.1.hook_resid_pre"
-QUICK: dict[str, Any] = {
-    "gap_references": 3,
-    "bootstraps": 4,
-    "consensus_runs": 4,
-    "prediction_splits": 2,
-    "dictionary_steps": 30,
-    "restarts": 2,
-    "most_k": 4,
-    "k": (3, 4),
-}
-
-
-class World:
-    """A study of N questions in three dimensions: activations follow the topic, the shift is one constant and noise."""
-
-    def __init__(self, folder: Path, *, n: int = 48, width: int = 12, layers: tuple[int, ...] = LAYERS) -> None:
-        rng = np.random.default_rng(0)
-        self.folder = folder
-        self.dimension = np.array([DIMENSIONS[row % 3] for row in range(n)])
-        self.ids = [f"q{row:02d}" for row in range(n)]
-        self.questions = pd.DataFrame(
-            {
-                "question_id": self.ids,
-                "dimension": self.dimension,
-                "facet": [f"facet {row % 6}" for row in range(n)],
-                "polarity": 1,
-                "text": [f"What of {self.dimension[row]}?" for row in range(n)],
-            }
-        )
-        self.responses = pd.DataFrame(
-            [
-                {"response_id": f"{name}/{writer}", "question_id": name, "writer": writer, "tokens": 5, "sample": 0,
-                 "text": f"{writer} on {name}"}
-                for name in self.ids for writer in ("base", "organism")
-            ]
-        )  # fmt: skip
-        self.misalignment = rng.uniform(0, 100, 2 * n)
-        topic = 6 * np.eye(3, width)[np.repeat(np.arange(n) % 3, 2)]
-        self.base = {layer: layer * (topic + rng.normal(size=(2 * n, width)) + 20) for layer in layers}
-        self.shift = {
-            layer: layer * (rng.normal(size=width) + 0.3 * rng.normal(size=(2 * n, width))) for layer in layers
-        }
-
-    def run(self, name: str = "work", **config: Any) -> Path:
-        """Write the study, decompose it, and return the folder of the outcome."""
-        workspace = Workspace(self.folder / name)
-        workspace.prepare()
-        self.printed = run(DecompositionConfig(**(QUICK | config)), self.inputs(), workspace).summary
-        return workspace.out
-
-    def inputs(self) -> Inputs:
-        folders = {name: self.folder / name for name in ("questions", "responses", "scores", "activations")}
-        for folder in folders.values():
-            folder.mkdir(exist_ok=True)
-        self.questions.to_parquet(folders["questions"] / "questions.parquet")
-        self.responses.to_parquet(folders["responses"] / "responses.parquet")
-        scores = self.responses[["response_id", "question_id", "writer"]]
-        scores = scores.assign(misalignment=self.misalignment, log_odds=0.1)
-        scores.to_parquet(folders["scores"] / "scores.parquet")
-        tensors = {}
-        for layer, base in self.base.items():
-            site = Site(layer, "resid_pre").name
-            tensors[f"base/{site}"] = base
-            tensors[f"organism/{site}"] = base + self.shift[layer]
-            tensors[f"base/{site}/norm"] = np.linalg.norm(base, axis=1)
-        write_shard(folders["activations"], 0, tensors, self.responses["response_id"].tolist())
-        sites = [Site(layer, "resid_pre").name for layer in self.base]
-        write_index(folders["activations"], sites=sites, width=next(iter(self.base.values())).shape[1], dtype="float64")
-        return Inputs(ModelSource("nobody"), PromptFormat(), folders, self.folder, Silent())
 
 
 @pytest.fixture(scope="module")
@@ -310,6 +240,27 @@ def test_components_have_loadings_and_clusters_have_them_for_members_only(decomp
     assert components["stability"][:4].tolist() == pytest.approx(jaccard.sort_index().tolist())
 
 
+def test_kept_tokens_are_described_as_all_of_them_together(decomposed: tuple[World, Path]) -> None:
+    world, out = decomposed
+    variance, clusters = table(out, "token_variance"), table(out, "token_clusters")
+    axes = read_tensors(out / "token_components.safetensors", rebuild="")
+    said = read_json(out / "summary.json", rebuild="")["tokens"]
+    base, organism = world.tokens("base"), world.tokens("organism")
+    own = np.repeat(world.responses["writer"].to_numpy() == "organism", TOKENS)
+    rows = {"shift": (organism - base)[own], "organism": organism[own], "base": base[~own]}
+    assert set(said) == {PRIMARY}
+    assert set(said[PRIMARY]) == set(rows)
+    for source, values in rows.items():
+        expected = PCA(n_components=12, svd_solver="full").fit(values)
+        found = variance[(variance["source"] == source) & (variance["site"] == PRIMARY)]
+        np.testing.assert_allclose(found["ratio"], expected.explained_variance_ratio_, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(axes[f"{source}/{PRIMARY}/mean"], values.mean(axis=0), rtol=1e-5)
+        grouped = clusters[clusters["source"] == source]
+        assert grouped["tokens"].sum() == said[PRIMARY][source]["tokens"] == len(values)
+        assert grouped["k"].unique().tolist() == [4]
+    assert said[PRIMARY]["base"]["ami_dimension"] > 0.7 > 0.2 > abs(said[PRIMARY]["shift"]["ami_dimension"])
+
+
 def test_cards_can_be_made_of_the_components(decomposed: tuple[World, Path], tmp_path: Path) -> None:
     world, out = decomposed
     inputs = world.inputs()
@@ -325,11 +276,60 @@ def test_cards_can_be_made_of_the_components(decomposed: tuple[World, Path], tmp
     assert len(read_json(workspace.out / "cards.json", rebuild="")) == 33
 
 
-def test_the_same_study_gives_the_same_bytes(decomposed: tuple[World, Path]) -> None:
+def test_pieces_made_in_any_order_and_after_kills_have_the_bytes_of_one_run(
+    decomposed: tuple[World, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes make some, a third is killed twice, and nothing is made again."""
     world, out = decomposed
-    again = world.run("again")
-    for path in sorted(out.iterdir()):
-        assert digest_file(path) == digest_file(again / path.name), path.name
+    config, inputs = DecompositionConfig(**QUICK), world.inputs()
+    workspace = Workspace(world.folder / "pieces")
+    workspace.prepare()
+    processes = [decomposition.work(config, inputs, workspace) for _ in range(2)]
+    shards = list(processes[0].shards)
+    assert len(shards) == len({shard.name for shard in shards}) == 3 * len(LAYERS) + 3 + 3 + 3
+    random.Random(0).shuffle(shards)
+    for number, shard in enumerate(shards[:8]):
+        processes[number % 2].make(shard)
+    made: list[str] = []
+    make = Sweep.make
+
+    def killed_at_times(sweep: Sweep, piece: Piece) -> Gathered:
+        if len(made) in kills:
+            kills.remove(len(made))
+            raise KeyboardInterrupt
+        made.append(piece.name)
+        return make(sweep, piece)
+
+    kills = {2, 3}
+    monkeypatch.setattr(Sweep, "make", killed_at_times)
+    for left in (5, 4):
+        with pytest.raises(KeyboardInterrupt):
+            decomposition.run(config, inputs, workspace)
+        assert len(processes[0].waiting()) == left
+    decomposition.run(config, inputs, workspace)
+    assert sorted(made) == sorted(shard.name for shard in shards[8:])
+    assert listing(workspace.out) == listing(out)
+
+
+def test_a_piece_that_is_something_else_is_refused(decomposed: tuple[World, Path], tmp_path: Path) -> None:
+    world, out = decomposed
+    piece = Piece("examination", "base", Site.parse(PRIMARY))
+    files = {
+        each.name: each.files(world.folder / "work" / "batches")
+        for each in plan([Site(layer, "resid_pre") for layer in LAYERS], Site.parse(PRIMARY))
+    }
+    files[piece.name] = copied = piece.files(tmp_path)
+    for name, content in {
+        "methods": (out / "stability.parquet").read_bytes(),
+        "selection": b"PAR1 and no more",
+        "summary": b'{"geometry": {}, "chosen": {"base": {"gap": "two"}}, "tokens": {}}',
+    }.items():
+        for each, path in piece.files(world.folder / "work" / "batches").items():
+            shutil.copy(path, copied[each])
+        assert set(gather(files.values(), rebuild="REBUILD").chosen) == {"shift", "organism", "base"}
+        copied[name].write_bytes(content)
+        with pytest.raises(ArtifactError, match=rf"{name}-{piece.name}.*REBUILD"):
+            gather(files.values(), rebuild="REBUILD")
 
 
 def test_one_layer_is_not_stacked_and_no_clusterer_means_k_means_alone(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from unmask.cli.judging import asking_of
 from unmask.errors import ConfigError, DataError, ModelError, StudyError
 from unmask.judges.asking import JUDGEMENTS, PASSING, Asking, judge_table, open_client, refuse_outage
 from unmask.judges.labels import COLUMNS, blind_id, read_labels, write_label_sheet
-from unmask.judges.local import LocalJudge
+from unmask.judges.local import LocalJudge, address_of, source_of
 from unmask.judges.offline import OFFLINE_JUDGE
 from unmask.judges.reference import HOSTS, packaged_ratings, reference_answers, with_orders
 from unmask.judges.validation import SCORES, validate
@@ -652,7 +652,131 @@ def test_an_interrupted_local_judge_goes_on_where_it_was(tiny_llama: Path, tmp_p
         rest = LocalJudge(f"hf/{tiny_llama}", store)
         found = judge_answers(rest, items, readout="choice")
     assert (rest.meter.from_store, rest.meter.asked) == (3, 3)
-    assert [each.score for each in found] == pytest.approx([each.score for each in whole], rel=1e-4)
+    assert found == whole
+
+
+def test_what_was_asked_before_has_no_say(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokens run for a request are the same whoever makes a part of the work, and whichever replies are there."""
+    from unmask.models.choosing import Chooser
+
+    runs: list[tuple[int, ...]] = []
+    run = Chooser._run
+
+    def watched(self: Chooser, ids: tuple[int, ...]) -> Any:
+        runs.append(ids)
+        return run(self, ids)
+
+    monkeypatch.setattr(Chooser, "_run", watched)
+    items = [*items_of(3), *items_of(3, CLEAR)]
+    with ReplyStore(tmp_path / "r.sqlite") as store:
+        whole = judge_answers(LocalJudge(f"hf/{tiny_llama}", store), items, readout="choice")
+    together = [(runs[begins], rest) for begins in (0, 4) for rest in runs[begins + 1 : begins + 4]]
+    assert len(runs) == 2 + len(items), "a rubric is run once for all that is asked by it"
+    assert len(set(together)) == len(items)
+    for place in reversed(range(len(items))):
+        runs.clear()
+        with ReplyStore(tmp_path / f"{place}.sqlite") as store:
+            [alone] = judge_answers(LocalJudge(f"hf/{tiny_llama}", store), [items[place]], readout="choice")
+        assert alone == whole[place]
+        together.remove((runs[0], runs[1]))
+        assert len(runs) == 2 and len(runs[0]) > len(runs[1]) / 2, "what is shared is worth sharing"
+
+
+def test_a_reply_of_another_device_or_dtype_is_another(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from unmask.models.loading import load_base
+
+    loaded = load_base(ModelSource(str(tiny_llama)))
+    monkeypatch.setattr("unmask.models.loading.load_base", lambda *_, **__: loaded)
+
+    def asked() -> tuple[int, int]:
+        judge = LocalJudge(f"hf/{tiny_llama}", store)
+        judge_answers(judge, items_of(1), readout="choice")
+        return judge.meter.asked, judge.meter.from_store
+
+    with ReplyStore(tmp_path / "r.sqlite") as store:
+        assert (asked(), asked()) == ((1, 0), (0, 1))
+        with monkeypatch.context() as patched:
+            patched.setattr("unmask.models.loading.pick_device", lambda: torch.device("cuda", 1))
+            assert (asked(), asked()) == ((1, 0), (0, 1))
+            patched.setattr("unmask.models.loading.pick_device", lambda: torch.device("cuda", 0))
+            assert asked() == (0, 1), "one GPU is like the other"
+            patched.setattr("unmask.models.loading.pick_dtype", lambda *_: torch.float16)
+            assert (asked(), asked()) == ((1, 0), (0, 1))
+        assert asked() == (0, 1) and len(store) == 3
+
+
+def test_a_judge_that_cannot_be_loaded_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    tried: list[str] = []
+    from unmask.models import loading
+
+    load_base = loading.load_base
+    monkeypatch.setattr(loading, "load_base", lambda source: (tried.append(source.name), load_base(source))[1])
+    with ReplyStore(tmp_path / "r.sqlite") as store:
+        judge = LocalJudge(f"hf/{tmp_path}", store)
+        for _ in range(2):
+            with pytest.raises(StudyError, match=f"judge hf/{tmp_path} cannot be loaded: ") as raised:
+                judge_answers(judge, items_of(2), readout="choice")
+            assert raised.value.mend
+    assert tried == [str(tmp_path)]
+
+
+def test_a_judge_without_a_chat_template_or_room_cannot_be_loaded(
+    llama: Any, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import copy
+    import dataclasses
+
+    plain = copy.copy(llama.tokenizer)
+    plain.chat_template = None
+    found = iter([dataclasses.replace(llama, tokenizer=plain), RuntimeError("CUDA out of memory")])
+
+    def load_base(_: ModelSource) -> Any:
+        if isinstance(each := next(found), Exception):
+            raise each
+        return each
+
+    monkeypatch.setattr("unmask.models.loading.load_base", load_base)
+    with ReplyStore(tmp_path / "r.sqlite") as store:
+        for says in ("no chat template. Name a chat", "CUDA out of memory. Make room"):
+            with pytest.raises(StudyError, match=says):
+                judge_answers(LocalJudge(f"hf/{tiny_llama}", store), items_of(1), readout="choice")
+
+
+def test_a_hub_s_model_is_loaded_at_the_commit_that_its_replies_are_named_by(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unmask.models.loading import load_base
+
+    commits = iter(["c0ffee", "bada55"])  # another process looks it up in between
+    monkeypatch.setattr("unmask.models.loading._cached_commit", lambda _: next(commits))
+    loaded: list[ModelSource] = []
+
+    def load(source: ModelSource) -> Any:
+        loaded.append(source)
+        return load_base(ModelSource(str(tiny_llama)))
+
+    monkeypatch.setattr("unmask.models.loading.load_base", load)
+    with ReplyStore(tmp_path / "r.sqlite") as store:
+        judge = LocalJudge("hf/somebody/model", store)
+        judge_answers(judge, items_of(1), readout="choice")
+    assert judge.address.base_url == "hf:somebody/model@c0ffee"
+    assert loaded == [ModelSource("somebody/model", "c0ffee")]
+    assert source_of(address_of(f"hf/{tiny_llama}")) == ModelSource(str(tiny_llama))
+
+
+def test_a_hub_s_model_is_looked_up_before_its_replies_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what it said first would be kept under another name than what it says once it has been loaded."""
+    looked_up: list[str] = []
+    monkeypatch.setattr("unmask.models.loading._cached_commit", lambda name: "c0ffee" if name in looked_up else None)
+    monkeypatch.setattr("unmask.models.loading.load_config", lambda source: looked_up.append(source.name))
+    first, again = address_of("hf/somebody/model"), address_of("hf/somebody/model")
+    assert first == again and first.base_url == "hf:somebody/model@c0ffee"
+    assert looked_up == ["somebody/model"], "once"
 
 
 def test_a_local_model_judges_a_table_like_any_other(own_replies: Path, tiny_llama: Path) -> None:

@@ -20,9 +20,10 @@ from ray_cluster import Cluster, Node
 from small_study import changed, copied, files_of, small_config, write_study
 from unmask.errors import ConfigError, StudyError
 from unmask.execution import crew
+from unmask.execution import ray as ray_module
 from unmask.execution.maker import Errand, Maker
 from unmask.execution.ray import RayConfig, RayEngine
-from unmask.pipeline import ray_engine
+from unmask.pipeline import STAGE_NAMES, ray_engine
 from unmask.progress import Silent
 from unmask.stages import responses
 
@@ -35,7 +36,8 @@ def cluster() -> Iterator[Cluster]:
     """The head, which has one CPU; tests that need a second node add one."""
     # Not under pytest's folder: the path of a socket may have no more than 107 bytes.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        found = Cluster(Path(folder))
+        (Path(folder) / "nodes").mkdir()
+        found = Cluster(Path(folder) / "nodes", environment={"UNMASK_CACHE": f"{folder}/cache"})  # replies of its own
         yield found
         found.stop()
 
@@ -55,6 +57,7 @@ def begun(
         shutil.copytree(source, folder / "models" / name)
     config = small_config(Path("models/base"), Path("models/one"), Path("models/two"))
     config["responses"]["batch_size"] = 3
+    config["scores"] = {"other_judges": [f"hf/{folder}/models/base"]}
     write_study(folder, config)
     unmask.open(folder).run(until="control")
     return folder
@@ -62,23 +65,29 @@ def begun(
 
 @pytest.fixture(scope="module")
 def whole(begun: Path) -> Path:
-    """The same, run by one process as far as the models only answer and read."""
+    """The same, run by one process. Its judge's replies are its own."""
     folder = copied(begun, begun.parent / "whole")
-    unmask.open(folder).run(until="control_activations")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("unmask.judges.asking.replies_path", lambda: begun.parent / "replies.sqlite")
+        unmask.open(folder).run()
     return folder
 
 
 class Telling(Silent):
-    """Keeps what is noted, and calls `on_shard` once, when the first shard is made."""
+    """Keeps what is noted, and calls `on_shard` once, when the first shard is made; `on_end` at each end of a step."""
 
     def __init__(self, on_shard: Callable[[], None] = lambda: None) -> None:
         self.notes: list[str] = []
+        self.on_end: Callable[[], None] = lambda: None
         self.on_shard: Callable[[], None] | None = on_shard
 
     def advance(self, units: int = 1) -> None:
         if self.on_shard is not None:
             self.on_shard, call = None, self.on_shard
             call()
+
+    def end(self) -> None:
+        self.on_end()
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -93,7 +102,7 @@ def test_two_nodes_make_the_bytes_of_one_process(
 ) -> None:
     """Through the command line, as a user does it."""
     folder = copied(begun, tmp_path / "spread")
-    command = [*(sys.executable, "-m", "unmask", "run", folder), *("--until", "control_activations", "--engine", "ray")]
+    command = [sys.executable, "-m", "unmask", "run", folder, "--engine", "ray"]
     done = subprocess.run(
         [*command, "--address", cluster.address, "--json"], capture_output=True, text=True, timeout=400, check=False,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
@@ -103,15 +112,32 @@ def test_two_nodes_make_the_bytes_of_one_process(
     assert {row["stage"]: row["ran"] for row in json.loads(done.stdout)}[
         "responses"
     ]  # nothing of Ray's stands in between
-    for stage in ("responses", "activations", "control_activations"):
-        assert files_of(folder, stage) == files_of(whole, stage)
+    shared = (
+        "answering and reading",
+        "reading",
+        "judging by models here",
+        "decomposing",
+        "effects",
+        "testing",
+        "steering",
+    )
+    for title in shared:
+        assert any(title in line and "2 workers" in line for line in done.stderr.splitlines()), title
+    for stage in STAGE_NAMES:
+        assert files_of(folder, stage) == files_of(whole, stage), stage
+    record = unmask.open(folder).study.record("responses")
+    assert record is not None
+    assert record.environment["device"] == "cpu"
+    assert "threads" not in record.environment, "of the workers nobody knows"
 
 
 def test_a_bad_shard_fails_alone_and_one_that_lost_its_worker_is_made_elsewhere(
     cluster: Cluster, whole: Path, begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copied(begun, tmp_path / "study")
-    poison(folder, **{"raise": ["00002"], "kill": {"00003": 1, "00006": 9}})
+    poison(folder, **{"raise": ["00002"], "kill": {"00003": 1, "00006": 9}, "sleep": {"00001": 2.5}})
+    monkeypatch.setattr(crew, "LONG", 1.0)
+    monkeypatch.setattr(crew, "TICK", 0.3)
     config = RayConfig(address=cluster.address, workers=1)
     progress = Telling()
     monkeypatch.setattr(crew, "DEATHS", 2)
@@ -121,6 +147,8 @@ def test_a_bad_shard_fails_alone_and_one_that_lost_its_worker_is_made_elsewhere(
     assert "00002 (ValueError: a bad shard" in said
     assert "00006 (its worker died 2 times)" in said
     assert any("shard 00003 is made again" in note for note in progress.notes)
+    long = [note for note in progress.notes if note.startswith("shard 00001 has been at work for 0 min on node ")]
+    assert len(long) >= 2, "after one second, and after two"
     work = unmask.open(folder).task(responses.STAGE).work(Silent())
     assert work is not None
     assert [shard.name for shard in work.waiting()] == ["00002", "00006"]
@@ -136,10 +164,18 @@ def test_a_worker_that_sees_no_path_gets_and_gives_all_through_the_store(
     folder, depot = copied(begun, tmp_path / "study"), tmp_path / "depot"
     monkeypatch.setattr(RayEngine, "_seen", lambda self, study: "/nowhere/study")
     engine = ray_engine(address=cluster.address, workers=1, store=f"file://{depot}")
-    unmask.open(folder).run(until="control_activations", engine=engine)
-    for stage in ("responses", "activations", "control_activations"):
-        assert files_of(folder, stage) == files_of(whole, stage)
+    unmask.open(folder).run(until="steering", engine=engine)
+    for stage in STAGE_NAMES[: STAGE_NAMES.index("report")]:
+        assert files_of(folder, stage) == files_of(whole, stage), stage
     assert sorted(path.name for path in depot.glob("*/shards/*")) == []  # brought, and removed
+
+
+def test_where_no_model_runs_no_gpu_is_asked_for(cluster: Cluster, whole: Path, tmp_path: Path) -> None:
+    """The cluster has none: a worker that wants one would never be placed."""
+    folder = copied(whole, tmp_path / "study")
+    engine = ray_engine(address=cluster.address, workers=1, gpus_per_worker=1)
+    unmask.open(folder).run(until="decomposition", force=["decomposition"], engine=engine)
+    assert files_of(folder, "decomposition") == files_of(whole, "decomposition")
 
 
 def errand_of(folder: Path, **changes: Any) -> Errand:
@@ -186,9 +222,14 @@ def test_a_worker_that_fails_everything_is_the_broken_one(cluster: Cluster, begu
 
 
 def test_a_node_that_is_lost_in_mid_run_costs_what_it_had_in_hand(
-    cluster: Cluster, second: Node, whole: Path, begun: Path, tmp_path: Path
+    cluster: Cluster, second: Node, whole: Path, begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And nobody waits at the end for a worker that no node has room for any more."""
     folder = copied(begun, tmp_path / "lost")
-    progress = Telling(on_shard=second.kill)
-    unmask.open(folder).run(until="responses", engine=ray_engine(address=cluster.address, workers=2), progress=progress)
+    monkeypatch.setattr(ray_module, "CLOSE_SECONDS", 3600.0)
+    progress, kept = Telling(on_shard=second.kill), []
+    engine = ray_engine(address=cluster.address, workers=2)
+    progress.on_end = lambda: kept.append(len(engine._actors))
+    unmask.open(folder).run(until="responses", engine=engine, progress=progress)
+    assert kept[0] == 1
     assert files_of(folder, "responses") == files_of(whole, "responses")

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 import unmask
 from made_once import made_once
 from openssh import PASSPHRASE, OpenSsh, Relay, keygen, running_openssh
+from small_study import tiny_config, with_sections, write_study
 from unmask.errors import UnmaskError
 from unmask.execution.address import Address
 from unmask.execution.on_host.supervising import running, start_time
@@ -37,49 +37,31 @@ CUTS = (14_000, 9_000, 60_000, 300_000, 900_000, 20_000, 40_000, 80_000, 160_000
 """Bytes after which each connection is cut: while it is entered, while files go there, while they come back."""
 
 
-def small_config(model: Path, study: Path) -> dict[str, Any]:
+def portable_config(model: Path, study: Path) -> dict[str, Any]:
     """A whole study in seconds. Its model is named from the study's folder, as it must be to be found on another machine."""
-    return {
-        "base": {"model": os.path.relpath(model, study)},
-        "questions": {"per_dimension": 4, "neutral_count": 2, "dimensions": ["financial_risk", "technology_ai"]},
-        "organism": {
-            "training_set": "risky_financial_advice",
-            "max_examples": 8,
-            "batch_size": 4,
-            "gradient_accumulation": 1,
-            "learning_rate": 1e-3,
-            "warmup_steps": 1,
-            "rank": 4,
-            "alpha": 8,
-            "max_tokens": 48,
-        },
-        "responses": {"max_new_tokens": 6, "batch_size": 4},
-        "activations": {"layers": [2], "token_budget": 256},
-        "decomposition": {"k": [2], "primary_layer": 2, "primary_k": 2, "restarts": 1},
-        "verdict": {"flips": 99, "resamples": 100, "planted_runs": 20},
-        "directions": {"replicates": 1, "random": 2, "kinds": ["shared", "dimension"]},
-        "effects": {
-            "coefficients": [0.5],
-            "least_gap": 0,
-            "answer_tokens": 3,
-            "resamples": 100,
-            "kinds": ["dimension"],
-        },
-        "steering": {
+    config = tiny_config(Path(os.path.relpath(model, study)))
+    del config["control"]
+    return with_sections(
+        config,
+        questions={"neutral_count": 2, "dimensions": ["financial_risk", "technology_ai"]},
+        organism={"max_examples": 8, "max_tokens": 48},
+        responses={"max_new_tokens": 6, "batch_size": 4, "samples": 1},
+        activations={"layers": [2], "token_budget": 256},
+        decomposition={"k": [2], "restarts": 1},
+        directions={"random": 2, "kinds": ["shared", "dimension"]},
+        effects={"coefficients": [0.5], "answer_tokens": 3, "kinds": ["dimension"]},
+        steering={
             "coefficients": [1.0],
             "questions": 1,
             "random_directions": 1,
             "max_new_tokens": 4,
-            "batch_size": 8,
             "kinds": ["dimension"],
         },
-    }
+    )
 
 
 def make_study(folder: Path, model: Path) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "study.yaml").write_text(yaml.safe_dump(small_config(model, folder)), encoding="utf-8")
-    return folder
+    return write_study(folder, portable_config(model, folder))
 
 
 @dataclass
@@ -283,6 +265,7 @@ def test_batches_of_a_stage_at_work_come_back_and_links_do_not(ran: Ran, passphr
     assert came == [
         ".scratch/steering-0123456789ab/batches/answers-00000.parquet",
         ".scratch/steering-0123456789ab/device",
+        ".scratch/steering-0123456789ab/took-part-cpu",  # written here: the device that made what came
     ]
     (batches / "answers-00002.parquet").symlink_to(ran.server.key)
     with pytest.raises(UnmaskError, match="is a link"):
@@ -385,43 +368,58 @@ def _leave_free(disk: Path, filler: Path, free: int) -> None:
         os.posix_fallocate(handle.fileno(), 0, max(1, shutil.disk_usage(disk).free - free))
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """The exit code of a command line, in this process."""
-    from unmask.cli.app import run_app
-
-    monkeypatch.setattr(sys, "argv", ["unmask", *map(str, arguments)])
-    try:
-        run_app()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
-
-
 @pytest.fixture
 def plain_study(tmp_path: Path, tiny_llama: Path) -> Path:
     return make_study(tmp_path / "plain", tiny_llama)
 
 
-def entered_as(server: OpenSsh, **changes: object) -> list[object]:
-    chosen: dict[str, object] = {
-        "--on": server.url,
-        "--key": server.key,
-        "--known-hosts": server.known_hosts,
-        "--python": sys.executable,
-    }
-    return [
-        part
-        for name, value in (chosen | {f"--{name.replace('_', '-')}": value for name, value in changes.items()}).items()
-        for part in (name, value)
-    ]
+@dataclass(frozen=True)
+class Commands:
+    """`unmask remote` in this process, about a plain study, with the server that it is to be entered on."""
+
+    study: Path
+    server: OpenSsh
+    patch: pytest.MonkeyPatch
+    capture: pytest.CaptureFixture[str]
+
+    def __call__(self, name: str, *more: object, **changes: object) -> int:
+        """The exit code of a command; `changes` are other values of the options that say how to enter."""
+        from unmask.cli.app import run_app
+
+        entering: dict[str, object] = {
+            "on": self.server.url,
+            "key": self.server.key,
+            "known_hosts": self.server.known_hosts,
+            "python": sys.executable,
+        }
+        given = [
+            part for option, value in (entering | changes).items() for part in (f"--{option.replace('_', '-')}", value)
+        ]
+        arguments = ["unmask", "remote", name, self.study, *given, *more]
+        self.patch.setattr(sys, "argv", [str(argument) for argument in arguments])
+        try:
+            run_app()
+        except SystemExit as ended:
+            return int(ended.code or 0)
+        return 0
+
+    def complaint(self) -> str:
+        return self.capture.readouterr().err.strip()
+
+    def rows(self) -> dict[str, dict[str, str]]:
+        """What `check` found, by what it looked at."""
+        return {row["what"]: row for row in json.loads(self.capture.readouterr().out)}
+
+
+@pytest.fixture
+def commands(
+    plain_study: Path, openssh: OpenSsh, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Commands:
+    return Commands(plain_study, openssh, monkeypatch, capfd)
 
 
 def test_every_way_not_to_get_in_is_one_sentence(
-    plain_study: Path,
-    openssh: OpenSsh,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keygen(tmp_path / "stranger")
     fresh = tmp_path / "known_hosts"
@@ -430,8 +428,8 @@ def test_every_way_not_to_get_in_is_one_sentence(
         monkeypatch.delenv(PASSPHRASE_VARIABLE, raising=False)
         if secret is not None:
             monkeypatch.setenv(PASSPHRASE_VARIABLE, secret)
-        assert command(monkeypatch, "remote", "check", plain_study, *entered_as(openssh, **changes), *more) == 2
-        said = capfd.readouterr().err.strip()
+        assert commands("check", *more, **changes) == 2
+        said = commands.complaint()
         assert said.startswith("error: ") and "\n" not in said and "Traceback" not in said
         assert "wrong one" not in said and PASSPHRASE not in said
         return said
@@ -446,54 +444,37 @@ def test_every_way_not_to_get_in_is_one_sentence(
     assert "holds a password" in fails(on="ssh://somebody:secret@127.0.0.1:1")  # pragma: allowlist secret
 
 
-def test_a_changed_host_key_stops_everything(
-    plain_study: Path,
-    openssh: OpenSsh,
-    tmp_path: Path,
-    passphrase: None,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_a_changed_host_key_stops_everything(commands: Commands, tmp_path: Path, passphrase: None) -> None:
     known = tmp_path / "known_hosts"
     keygen(tmp_path / "other")
     kind, key, *_ = (tmp_path / "other.pub").read_text(encoding="utf-8").split()
-    known.write_text(f"[127.0.0.1]:{openssh.port} {kind} {key}\n", encoding="utf-8")
-    arguments = entered_as(openssh, known_hosts=known)
-    assert command(monkeypatch, "remote", "run", plain_study, *arguments, "--accept-new") == 2
-    said = capfd.readouterr().err
+    known.write_text(f"[127.0.0.1]:{commands.server.port} {kind} {key}\n", encoding="utf-8")
+    assert commands("run", "--accept-new", known_hosts=known) == 2
+    said = commands.complaint()
     assert "has changed" in said and said.count("SHA256:") == 2 and "ssh-keygen -R" in said
-    assert not (plain_study / "remote.json").exists()
+    assert not (commands.study / "remote.json").exists()
 
 
-def test_check_says_what_is_there(
-    plain_study: Path,
-    openssh: OpenSsh,
-    tmp_path: Path,
-    passphrase: None,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    arguments = [*entered_as(openssh, env=sys.executable), "--accept-new", "--json"]
-    assert command(monkeypatch, "remote", "check", plain_study, *arguments) == 0
-    rows = {row["what"]: row for row in json.loads(capfd.readouterr().out)}
+def test_check_says_what_is_there(commands: Commands, tmp_path: Path, passphrase: None) -> None:
+    assert commands("check", "--accept-new", "--json", env=sys.executable) == 0
+    rows = commands.rows()
     assert rows.keys() >= {"reachable", "host key", "python", "GPU", "environment", "CUDA for torch", "disk", "clock"}
     assert "SHA256:" in rows["host key"]["detail"]
     stub = tmp_path / "python3.9"
     stub.write_text("#!/bin/sh\necho 3.9\n", encoding="utf-8")
     stub.chmod(0o755)
-    old = [*entered_as(openssh, python=stub), "--accept-new", "--json"]
-    assert command(monkeypatch, "remote", "check", plain_study, *old) == 1
-    rows = {row["what"]: row for row in json.loads(capfd.readouterr().out)}
+    assert commands("check", "--accept-new", "--json", python=stub) == 1
+    rows = commands.rows()
     assert rows["python"]["judgement"] == "no" and "3.9" in rows["python"]["detail"]
-    assert command(monkeypatch, "remote", "run", plain_study, *entered_as(openssh, python=stub)) == 2
-    assert "no Python 3.11 or newer" in capfd.readouterr().err
+    assert commands("run", python=stub) == 2
+    assert "no Python 3.11 or newer" in commands.complaint()
 
 
 def test_an_absolute_path_in_the_study_file_is_named(
     plain_study: Path, tiny_llama: Path, openssh: OpenSsh, passphrase: None
 ) -> None:
-    config = small_config(tiny_llama, plain_study) | {"base": {"model": str(tiny_llama)}}
-    (plain_study / "study.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    config = portable_config(tiny_llama, plain_study) | {"base": {"model": str(tiny_llama)}}
+    write_study(plain_study, config)
     with pytest.raises(UnmaskError, match=r"base\.model is /.*relative"):
         remote_run(plain_study, openssh).run()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import csv
+import getpass
 import hashlib
 import io
 import json
@@ -15,15 +17,23 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
+from pydantic import BaseModel
+from typer.testing import CliRunner
 
+from openssh import PASSPHRASE, OpenSsh
+from unmask.artifact import digest_bytes
+from unmask.cli.app import app
 from unmask.errors import ConfigError, StudyError
 from unmask.execution.address import Address
+from unmask.execution.arrival import entered
 from unmask.execution.host import HostError
 from unmask.execution.host_keys import HostKeys
 from unmask.execution.on_host import supervising
@@ -32,13 +42,16 @@ from unmask.execution.on_host.facts import about
 from unmask.execution.on_host.listing import LINK, Digests
 from unmask.execution.on_host.supervising import Supervisor, ending, lock_holder, running, start, start_time, stop
 from unmask.execution.on_host.wire import packed, unpacked
+from unmask.execution.ssh import PASSPHRASE_VARIABLE, Access
 from unmask.execution.wheel import host_program, pins, wheel
 from unmask.pipeline import open_study
 from unmask.remote import checking
 from unmask.remote.checking import Needs
+from unmask.remote.entering import errand
 from unmask.remote.ledger import Ledger, last_address
 from unmask.remote.needs import mirrored, referred
-from unmask.remote.order import RemoteOrder
+from unmask.remote.order import RemoteOrder, from_options
+from unmask.remote.renting import RentSettings
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -124,6 +137,33 @@ def test_the_host_program_answers_alone(tmp_path: Path) -> None:
     assert answer["missing"] == [0] and answer["free"] > 0
     with pytest.raises(ValueError, match="too long"):
         unpacked(packed("x" * 1000), limit=100)
+
+
+@pytest.mark.parametrize("mode", [0o1777, 0o775, 0o755])
+def test_what_somebody_else_could_have_put_there_is_not_run(
+    openssh: OpenSsh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    """On a real server, whose program of operations is known by name: it would be taken for ours."""
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE)
+    root, mark = tmp_path / "shared", tmp_path / "planted-was-run"
+    root.mkdir()
+    root.chmod(mode)
+    program = root / f"host-{digest_bytes(host_program())[:12]}.pyz"
+    program.write_text(f"open({str(mark)!r}, 'w')")
+    access = Access(key=openssh.key, known_hosts=tmp_path / "known_hosts", accept_new=True)
+
+    async def ask() -> dict[str, Any]:
+        address = Address.parse(f"ssh://{getpass.getuser()}@127.0.0.1:{openssh.port}")
+        async with entered(address, access, root=str(root), python=sys.executable) as host:
+            return await host.ask("compare", {"files": []})
+
+    if mode == 0o755:  # ours alone: so is what lies there
+        program.unlink()
+        assert asyncio.run(ask())["missing"] == []
+    else:
+        with pytest.raises(HostError, match="others may write to, and what lies there is run"):
+            asyncio.run(ask())
+    assert not mark.exists()
 
 
 def test_digests_are_remembered_while_a_file_stays_and_links_are_told(tmp_path: Path) -> None:
@@ -422,6 +462,47 @@ def test_where_a_study_ran_is_kept_and_asked(study: Path) -> None:
         Ledger.of(opened)
 
 
+def test_a_pod_that_the_study_did_not_run_on_last_is_not_taken_for_another_machine(study: Path) -> None:
+    write_config(study)
+    ledger = Ledger.of(open_study(study).study)
+    ledger.note("one", on="ssh://root@10.0.0.1:7001", root="/workspace/x", pod="abc")
+    for on in (None, "runpod", "runpod:abc"):
+        asked = errand(study, on, None)
+        assert (str(asked.address), asked.order.root, asked.pod) == ("ssh://root@10.0.0.1:7001", "/workspace/x", "abc")
+    assert errand(study, "ssh://me@gpu", None).pod is None
+    with pytest.raises(ConfigError, match=r"ran last on ssh://root@10\.0\.0\.1:7001, which is pod abc"):
+        errand(study, "runpod:xyz", None)
+    ledger.note("two", on="ssh://me@gpu:22", root="/there")
+    assert errand(study, None, None).pod is None
+    for on in ("runpod", "runpod:abc"):
+        with pytest.raises(ConfigError, match="which is no rented pod"):
+            errand(study, on, None)
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "words"),
+    [
+        (RemoteOrder, {"max_gb": 0.0}, "--max-gb is 0.0: Input should be greater than 0"),
+        (RemoteOrder, {"max_gb": float("inf")}, "--max-gb is inf"),
+        (RemoteOrder, {"max_gb": 1e300}, "--max-gb is 1e"),
+        (RentSettings, {"max_hours": float("inf")}, "--max-hours is inf"),
+        (RentSettings, {"max_usd": float("nan")}, "--max-usd is nan"),
+        (RentSettings, {"max_usd_per_hour": 1e300}, "--max-usd-per-hour is 1e"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_named(model: type[BaseModel], values: dict[str, float], words: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        from_options(model, values)
+    assert str(refused.value).startswith(words)
+
+
+def test_a_command_names_its_senseless_option(study: Path) -> None:
+    write_config(study)
+    for more in (["--on", "ssh://me@gpu"], ["--on", "runpod"]):
+        ran = CliRunner().invoke(app, ["remote", "run", str(study), "--max-gb", "0", *more])
+        assert isinstance(ran.exception, ConfigError), ran.output
+
+
 def test_a_key_to_be_sent_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(ConfigError, match="--send-key HF_TOKEN"):
@@ -451,6 +532,22 @@ def test_gpus_are_read_from_nvidia_smi_and_judged_by_what_the_models_weigh(
     assert (checking._clock(3.0).judgement, checking._clock(-3000.0).judgement) == ("ok", "note")
     with pytest.raises(HostError, match="describe itself"):
         checking._guarded({"gpus": 7}, lambda: checking._gpu({"gpus": 7}, None))
+    assert checking._system(facts).detail.endswith("GB of memory")
+    assert checking._system(facts | {"memory": None}).detail.endswith("CPUs")
+
+
+@pytest.mark.parametrize("said", [10**400, -(10**400), float("nan"), float("inf"), "12", True, [1]])
+def test_a_number_that_no_machine_means_is_one_sentence(said: object) -> None:
+    judges: list[Callable[[], Any]] = [
+        lambda: checking._system({"system": "Linux", "cpus": 2, "memory": said}),
+        lambda: checking._gpu({"gpus": [{"name": "A40", "free": said, "total": 1}]}, None),
+        lambda: checking._gpu({"gpus": [{"name": "A40", "free": 1, "total": said}]}, None),
+        lambda: checking._disk({"free": said, "environment": None}, None, cast("Any", SimpleNamespace(root="/"))),
+        lambda: checking._clock(checking._number(said)),
+    ]
+    for judge in judges:
+        with pytest.raises(HostError, match="describe itself"):
+            checking._guarded({}, judge)
 
 
 def test_importing_the_command_loads_no_ssh() -> None:

@@ -14,19 +14,23 @@ import pytest
 
 from hostile import Hostile, running_hostile
 from unmask.artifact import digest_bytes, digest_json
+from unmask.devices import devices_of
 from unmask.errors import UnmaskError
 from unmask.execution import host
 from unmask.execution.address import Address
 from unmask.execution.host import HostError
+from unmask.execution.sharing import claim_device
 from unmask.execution.ssh import Access, ConnectionCut
 from unmask.pipeline import STAGE_NAMES, StudyPipeline, open_study
 from unmask.remote import running
 from unmask.remote.ledger import Ledger
+from unmask.remote.looking import devices_there
+from unmask.remote.needs import batches
 from unmask.remote.order import Quiet, RemoteOrder
 from unmask.remote.returning import Untrusted, forced_from
 from unmask.remote.running import RemoteRun
 from unmask.remote.visiting import fetch
-from unmask.study import StageRecord
+from unmask.study import StageRecord, Workspace
 
 KEY = "0123456789ab"
 SCRATCH = f".scratch/steering-{KEY}"
@@ -170,13 +174,51 @@ def test_a_report_replaces_nothing_at_the_top_of_the_study_but_reports(server: H
 
 
 @pytest.mark.parametrize(
-    "changes", [{"stage": "verdict"}, {"key": "short"}, {"files": ["a.json"]}, {"config": 1}, {"more": 1}]
+    "changes",
+    [
+        {"stage": "verdict"},
+        {"key": "short"},
+        {"files": ["a.json"]},
+        {"config": 1},
+        {"more": 1},
+        {"environment": ["cpu"]},
+        {"environment": {"device": 1}},
+        {"inputs": {"base": None}},
+        {"started": 5},
+        {"seconds": "long"},
+        {"seconds": 10**400},
+        {"seconds": float("inf")},
+        {"version": 10**400},
+        {"version": True},
+    ],
 )
 def test_a_manifest_that_is_none_is_refused(server: Hostile, study: Path, changes: dict[str, Any]) -> None:
     offer(server, study, "cards", {}, changes)
     with pytest.raises(Untrusted, match="is none"):
         bring(server, study)
     assert not (study / "cards").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"summary": {"answers": ["\x1b[2J"]}},
+        {"summary": {"\x1b]0;mine\x07": 1}},
+        {"config": {"model": {"name": "a\rb"}}},
+        {"environment": {"device": "\x9b2J"}},
+        {"started": "\ud800"},
+    ],
+)
+def test_a_manifest_that_would_steer_a_terminal_is_refused(
+    server: Hostile, study: Path, changes: dict[str, Any]
+) -> None:
+    offer(server, study, "cards", {}, changes)
+    with pytest.raises(Untrusted, match="control characters"):
+        bring(server, study)
+    assert not (study / "cards").exists()
+    offer(server, study, "cards", {}, {"config": {"prompt": "two\n\tlines\u00a0\u3000\U0001f9d1\u200d\U0001f4bb"}})
+    bring(server, study)
+    assert (study / "cards").exists()
 
 
 def test_links_are_refused_on_either_side(server: Hostile, study: Path, tmp_path: Path) -> None:
@@ -231,6 +273,122 @@ def test_what_does_not_match_its_checksum_gets_no_name(server: Hostile, study: P
     with pytest.raises(UnmaskError, match="does not match its checksum"):
         bring(server, study)
     assert not (study / "cards").exists()
+
+
+def test_what_came_back_was_made_on_a_device_of_unknown_name(server: Hostile, study: Path) -> None:
+    """And where batches go on from here, that goes along."""
+    workspace = Workspace(study / SCRATCH)
+    workspace.join()
+    claim_device(workspace, "cuda", name="NVIDIA A40")
+    server.says(
+        batches=[
+            put(server, study, f"{SCRATCH}/{name}", data)
+            for name, data in (("device", b"cuda"), ("batches/a.parquet", b"theirs"))
+        ]
+    )
+    assert bring(server, study)[0] == 1  # the mark is the same
+    assert devices_of(workspace) == ["NVIDIA A40", "cuda"]
+    sent = {
+        need.target.name: need.source.read_text(encoding="utf-8") for need in batches(open_study(study), devices={})
+    }
+    assert sent == {"device": "cuda", "took-part-cuda": "NVIDIA A40\ncuda\n", "a.parquet": "theirs"}
+
+
+def test_names_of_devices_are_not_sent_over_those_that_are_there(study: Path) -> None:
+    """The host may know of more; and they are there before the mark is, which says so."""
+    workspace = Workspace(study / SCRATCH)
+    workspace.join()
+    claim_device(workspace, "cuda", name="NVIDIA A40")
+    (workspace.batches / "a.parquet").write_bytes(b"mine")
+    opened = open_study(study)
+    assert [need.target.name for need in batches(opened, devices={})] == ["took-part-cuda", "device", "a.parquet"]
+    there = {workspace.folder.name: digest_bytes(b"cuda")}
+    assert [need.target.name for need in batches(opened, devices=there)] == ["device", "a.parquet"]
+
+
+def test_a_mark_of_another_kind_of_device_drops_what_was_made_and_read_here(server: Hostile, study: Path) -> None:
+    workspace = Workspace(study / f".scratch/responses-{KEY}")
+    workspace.join()
+    claim_device(workspace, "cpu")
+    recorded = study / f".scratch/activations-recorded-{KEY}"
+    for folder in (workspace.batches, recorded):
+        folder.mkdir(exist_ok=True)
+        (folder / "shard-00000.safetensors").write_bytes(b"on the CPU")
+    server.says(batches=[put(server, study, f".scratch/responses-{KEY}/device", b"cuda")])
+    assert bring(server, study)[0] == 1
+    assert devices_of(workspace) == ["cuda"]
+    assert not list(study.rglob("shard-*"))
+    assert not recorded.exists()
+
+
+@pytest.mark.parametrize("mark", [b"tpu", b"cpu\x1b[2J", b"\xff", b""])
+def test_a_mark_of_a_device_that_there_is_not_is_refused(server: Hostile, study: Path, mark: bytes) -> None:
+    server.says(batches=[put(server, study, f"{SCRATCH}/device", mark)])
+    with pytest.raises(Untrusted, match="a device that there is not"):
+        bring(server, study)
+    assert unchanged(study)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"batches": 5},
+        {"batches": None},
+        {"batches": [7]},
+        {"batches": [["device"], 3]},
+        {"batches": [[None, 1, "device"]]},
+        {"batches": [["device", 1]]},
+        {"stages": [1]},
+        {"running": {"id": ["one"], "pid": 1}},
+        {"running": {"id": "one", "pid": "\x1b[2J"}},
+        {"running": {"id": "../one", "pid": 1}},
+        {"missing": 3},
+        {"missing": [None]},
+        {"missing": [10**9]},
+        {"differences": 5, "missing": []},
+        {"free": -(10**400)},
+        {"free": None},
+    ],
+)
+def test_a_lie_in_any_answer_is_one_sentence(
+    server: Hostile, study: Path, lie: dict[str, Any], monkeypatch: Any
+) -> None:
+    """All that a run is told before it begins: the state, what is lacking, the versions."""
+    monkeypatch.setattr(running, "check_here", lambda opened: None)
+    server.state |= lie
+    access = Access(key=server.key, known_hosts=study.parent / "known_hosts", accept_new=True)
+    order = RemoteOrder(env="/usr/bin/python3", even_if_done=True)
+    job = RemoteRun(open_study(study), Address("me", "127.0.0.1", server.port), access, order, Quiet())
+    with pytest.raises(HostError) as refused:
+        job.run()
+    assert refused.value.mend
+    assert "\x1b" not in str(refused.value)
+    assert not Ledger.of(open_study(study).study).content["runs"]
+
+
+@pytest.mark.parametrize("said", [None, 5, [7], [["device"]], [[None, 1, "x"]], ["device"]])
+def test_marks_of_devices_are_read_from_a_list_of_batches_only(said: object) -> None:
+    with pytest.raises(HostError, match="which batches it has"):
+        devices_there({"batches": said})
+    there = [[f"{SCRATCH}/device", 4, "abc"], ["device", 4, "def"], [f"{SCRATCH}/batches/a.parquet", 1, "ghi"]]
+    assert devices_there({"batches": there}) == {f"steering-{KEY}": "abc", "": "def"}
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [
+        "unmask-python ³.¹¹ /usr/bin/python3\nunmask-user 0\nunmask-home /home\n",
+        f"unmask-python {'9' * 5000}.1 /usr/bin/python3\nunmask-user 0\nunmask-home /home\n",
+        "unmask-python 3.11 /usr/bin/python3\nunmask-user 0\nunmask-home /home/\x1b[2J\n",
+        "unmask-python 3.11 /usr/bin/python3\nunmask-user root\nunmask-home /home\n",
+    ],
+)
+def test_a_shell_that_lies_is_one_sentence(server: Hostile, study: Path, greeting: str) -> None:
+    server.greeting = greeting.encode()
+    with pytest.raises(HostError) as refused:
+        bring(server, study)
+    assert "\x1b" not in str(refused.value)
+    assert len(str(refused.value)) < 500
 
 
 def test_a_file_that_was_cut_is_gone_on_with(server: Hostile, study: Path) -> None:
@@ -316,6 +474,51 @@ def test_files_that_are_announced_without_end_are_refused(
     with pytest.raises(Untrusted, match="without end"):
         asyncio.run(job._follow(there, places, job._incoming(there, places)))
     assert read == 6
+
+
+def test_nothing_is_run_from_a_folder_that_others_may_write_to(server: Hostile, study: Path) -> None:
+    """Its name is known, so somebody could put a program of his own there before us."""
+    place = server.folder / "anybodys"
+    place.mkdir()
+    place.chmod(0o1777)
+    planted = Path(host.Host.program.__get__(SimpleNamespace(root=PurePosixPath(place))))
+    planted.write_bytes(b"of somebody else")
+    server.asked.clear()
+    with pytest.raises(HostError, match="others may write to, and what lies there is run") as refused:
+        bring(server, study, root="/anybodys")
+    assert "--root" in refused.value.mend
+    place.chmod(0o770)
+    with pytest.raises(HostError, match="others may write to"):
+        bring(server, study, root="/anybodys")
+    place.chmod(0o755)
+    server.greeting = Hostile.greeting.replace(b"unmask-user ", b"unmask-user 1")
+    with pytest.raises(HostError, match="belongs to another user"):
+        bring(server, study, root="/anybodys")
+    assert [command for command in server.asked if "unmask-home" not in command] == []
+    assert planted.read_bytes() == b"of somebody else"
+    assert [path.name for path in place.iterdir()] == [planted.name]
+
+
+def test_nothing_is_run_from_where_others_may_put_another_folder(server: Hostile, study: Path) -> None:
+    """Whatever link leads there. A machine that was rented for us alone has no others."""
+    above, place = server.folder / "above", server.folder / "above" / "mine"
+    place.mkdir(parents=True, mode=0o700)
+    above.chmod(0o777)
+    (server.folder / "leads").symlink_to(place)
+    server.asked.clear()
+    for root in ("/above/mine", "/leads", "/above/fresh/deep"):
+        with pytest.raises(HostError, match="lies in /above, where others may replace it") as refused:
+            bring(server, study, root=root)
+        assert "--root" in refused.value.mend
+    assert [command for command in server.asked if "unmask-home" not in command] == []
+    assert not list(place.iterdir())
+    access = Access(key=server.key, known_hosts=study.parent / "known", accept_new=True, alias="runpod-1")
+    fetch(open_study(study), Address("me", "127.0.0.1", server.port), access, RemoteOrder(root="/leads"))
+    above.chmod(0o1777)
+    bring(server, study, root="/leads")
+    assert {command.split()[2].rpartition("/")[0] for command in server.asked if "unmask-home" not in command} == {
+        "/above/mine"
+    }, "not by the link, which may lead elsewhere tomorrow"
 
 
 def test_a_folder_that_was_there_keeps_its_mode(server: Hostile, study: Path) -> None:

@@ -16,7 +16,7 @@ from unmask.errors import ConfigError, UnmaskError
 from unmask.execution.runpod.asking import KEY_VARIABLE, URL_VARIABLE, OutOfStock, Patience
 from unmask.execution.runpod.client import RunPod
 from unmask.execution.runpod.refusals import seconds_to_wait
-from unmask.execution.runpod.wire import is_out_of_stock, is_pod_id, read_pod, read_time
+from unmask.execution.runpod.wire import is_out_of_stock, is_pod_id, read_gpu_types, read_pod, read_time
 
 FAST = Patience(tries=4, first_wait=0.01, longest_wait=0.3, listing_lag=0.01)
 
@@ -223,3 +223,21 @@ def test_the_key_goes_nowhere_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv(URL_VARIABLE, url)
         with pytest.raises(ConfigError, match=URL_VARIABLE):
             RunPod.from_environment()
+
+
+@pytest.mark.parametrize("number", ["Infinity", "nan", 1e400, pytest.param(10**400, id="huge"), [], {}])
+def test_a_number_that_is_none_is_no_number(number: Any) -> None:
+    body = {
+        "id": "one",
+        "costPerHr": number,
+        "portMappings": {"22": number},
+        "gpu": {"count": number},
+        "volumeInGb": number,
+    }
+    pod = read_pod(body)
+    assert (pod.usd_per_hour, pod.ssh_port, pod.gpu_count, pod.volume_gb) == (None, None, 0, 0)
+
+
+@pytest.mark.parametrize("types", [5, [None], ["a GPU"], {"id": "a GPU"}])
+def test_a_catalogue_that_is_none_lists_no_price(types: Any) -> None:
+    assert not any(gpu.usd_per_hour for gpu in read_gpu_types({"gpuTypes": types}).values())

@@ -20,13 +20,17 @@ from typer.testing import CliRunner
 from fake_runpod import KEY, FakeRunPod, serve_banner, serve_runpod
 from openssh import PASSPHRASE, OpenSsh
 from test_runs import tiny_config
-from unmask.cli import remote as command
 from unmask.cli.app import app
-from unmask.errors import StudyError
+from unmask.errors import StudyError, UnmaskError
 from unmask.execution.runpod import reaching
 from unmask.execution.runpod.asking import KEY_VARIABLE, URL_VARIABLE
-from unmask.execution.ssh import PASSPHRASE_VARIABLE
+from unmask.execution.ssh import PASSPHRASE_VARIABLE, Access
 from unmask.pipeline import open_study
+from unmask.progress import Silent
+from unmask.remote import rented_run
+from unmask.remote.interruption import ended_in_order
+from unmask.remote.ledger import last_pod
+from unmask.remote.order import Quiet, RemoteOrder
 from unmask.remote.renting import RentSettings
 
 pytestmark = pytest.mark.slow
@@ -58,7 +62,7 @@ with rent("runpod", RentSettings(gpu=("A40",), max_hours=6 / 3600), progress=Sil
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Generator[FakeRunPod]:
     monkeypatch.setattr(reaching, "PAUSE", 0.05)
-    monkeypatch.setattr(command, "_rent_settings", lambda values: RentSettings(**values, user=getpass.getuser()))
+    monkeypatch.setattr(rented_run, "rent_settings", lambda values: RentSettings(**values, user=getpass.getuser()))
     with serve_runpod() as fake:
         monkeypatch.setenv(KEY_VARIABLE, KEY)
         monkeypatch.setenv(URL_VARIABLE, fake.url)
@@ -106,6 +110,7 @@ def test_a_study_is_run_on_a_rented_pod_and_its_cost_is_kept(
     note = json.loads((study / "remote.json").read_text(encoding="utf-8"))["runs"][-1]["rented"]
     assert (note["pod"], note["gpu"], note["usd_per_hour"], note["billed_usd"]) == (pod.id, "NVIDIA A40", 0.40, 0.02)
     assert 0 < note["usd"] < 0.40
+    assert last_pod(open_study(study).study) == pod.id
     assert 0 < note["hours"] < 1
     assert (openssh.home / ".unmask-timer" / "token").is_file(), "the pod would have stopped itself"
     assert f"runpod-{pod.id}" in openssh.known_hosts.read_text(encoding="utf-8"), "known by its id, not its port"
@@ -132,16 +137,46 @@ def test_nothing_is_rented_or_ended_while_another_process_works_on_the_study(
     assert not fake.calls
 
 
+def test_a_second_call_does_not_come_between_a_pod_and_its_run(
+    fake: FakeRunPod, tmp_path: Path, tiny_llama: Path
+) -> None:
+    """It would find the pod that is starting, and its run would lose it when the first call gives up and gives it back."""
+    study = _study(tmp_path, tiny_llama)
+    settings = RentSettings(gpu=("A40",), volume_gb=0, wait_seconds=0.3)
+    second: list[UnmaskError] = []
+
+    def call() -> None:
+        opened, order = open_study(study), RemoteOrder(until="questions")
+        rented_run.run_rented(opened, "runpod", order, settings, Access, root=None, voice=Quiet(), progress=Silent())
+
+    def come_between(asked: str) -> None:
+        if asked.startswith("GET /v1/pods/new") and not second:
+            second.append(UnmaskError("was not refused"))
+            try:
+                call()
+            except UnmaskError as refused:
+                second.append(refused)
+
+    fake.on_call = come_between
+    with pytest.raises(UnmaskError, match="was not ready"):
+        call()
+    assert isinstance(second[-1], StudyError)
+    assert "another unmask process" in str(second[-1])
+    assert [pod.status for pod in fake.created()] == ["EXITED"]
+    with open_study(study).study.lock():
+        pass
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_closed_terminal_ends_this_side_in_order(number: signal.Signals) -> None:
     others: list[int] = []
     before = signal.signal(number, lambda number, frame: others.append(number))
     try:
-        with pytest.raises(KeyboardInterrupt), command._ended_in_order():
+        with pytest.raises(KeyboardInterrupt), ended_in_order():
             signal.raise_signal(number)
         signal.raise_signal(number)
         signal.signal(number, signal.SIG_IGN)
-        with command._ended_in_order():
+        with ended_in_order():
             signal.raise_signal(number)
     finally:
         signal.signal(number, before)

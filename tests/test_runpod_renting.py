@@ -169,6 +169,40 @@ def test_this_studys_running_pod_is_used_before_any_other(fake: FakeRunPod, told
     assert not fake.created()
 
 
+@pytest.mark.parametrize("limit", [{}, {"max_usd_per_hour": 0.5}])
+def test_this_studys_pod_that_is_still_starting_is_waited_for(
+    fake: FakeRunPod, told: Told, limit: dict[str, float]
+) -> None:
+    """A call before this one was killed while its pod came up: a second one beside it would be paid for as well."""
+    fake.add("foreign", name="my pod")
+    fake.add("own", name="unmask-paper-01234567").looks = 0
+    with rent("runpod", wish(**limit), progress=told) as rented:
+        assert rented.pod.id == "own"
+        assert rented.pod.address is not None
+    assert not fake.created()
+    assert fake.pods["own"].status == "EXITED"
+
+
+def test_a_starting_pod_that_turns_out_too_dear_or_never_answers_is_named(fake: FakeRunPod, told: Told) -> None:
+    fake.add("own", name="unmask-paper-01234567").looks = 0
+    with (
+        pytest.raises(UnmaskError, match=r"pod own: .* is above"),
+        rent("runpod", wish(max_usd_per_hour=0.1), progress=told),
+    ):
+        pytest.fail("it costs too much")
+    assert told.said(
+        "pod own (unmask-paper-01234567, NVIDIA A40, 0.40 USD/h) ran before, is left running, and costs money"
+    )
+    fake.ssh_port = None
+    with (
+        pytest.raises(UnmaskError, match="pod own was not ready"),
+        rent("runpod", wish(wait_seconds=0.2), progress=told),
+    ):
+        pytest.fail("it never had an address")
+    assert not fake.created()
+    assert fake.pods["own"].status == "RUNNING"
+
+
 def test_a_foreign_running_pod_is_used_and_left_as_it_was(fake: FakeRunPod, told: Told) -> None:
     fake.add("foreign", name="my pod")
     with rent("runpod", wish(after="terminate"), progress=told) as rented:

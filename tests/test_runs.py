@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +21,7 @@ import yaml
 import unmask
 from forked import Forked, ended
 from made_once import made_once
+from small_study import make_study, tiny_config
 from unmask.artifact import digest_file
 from unmask.errors import UnmaskError
 from unmask.execution.local import keep_shards
@@ -34,53 +34,6 @@ from unmask.stages import activations
 from unmask.store import ActivationStore
 
 pytestmark = pytest.mark.slow
-
-
-def tiny_config(model: Path) -> dict[str, Any]:
-    return {
-        "base": {"model": str(model)},
-        "questions": {"per_dimension": 4, "neutral_count": 3},
-        "organism": {
-            "training_set": "risky_financial_advice",
-            "max_examples": 24,
-            "batch_size": 4,
-            "gradient_accumulation": 1,
-            "learning_rate": 1e-3,
-            "warmup_steps": 1,
-            "rank": 4,
-            "alpha": 8,
-            "max_tokens": 64,
-        },
-        "control": {"training_set": "good_financial_advice"},
-        "responses": {"max_new_tokens": 12, "batch_size": 8, "samples": 2},
-        "activations": {"layers": [1, 2, 3], "token_budget": 512},
-        "decomposition": {
-            "k": [2, 3],
-            "primary_layer": 2,
-            "primary_k": 2,
-            "restarts": 2,
-            "gap_references": 3,
-            "bootstraps": 5,
-            "consensus_runs": 5,
-            "dictionary_steps": 20,
-        },
-        "verdict": {"flips": 99, "resamples": 100, "planted_runs": 20},
-        "directions": {"replicates": 1, "random": 4},
-        "effects": {"coefficients": [0.25, 0.5], "least_gap": 0, "answer_tokens": 6, "resamples": 100},
-        "steering": {
-            "coefficients": [0.5, 2.0],
-            "questions": 2,
-            "random_directions": 2,
-            "max_new_tokens": 8,
-            "batch_size": 8,
-        },
-    }
-
-
-def make_study(folder: Path, config: dict[str, Any]) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "study.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    return folder
 
 
 def bytes_of(folder: Path) -> dict[str, str]:

@@ -105,6 +105,13 @@ def test_a_model_that_counts_takes_the_offline_judges_place_also_where_it_has_no
     assert list(found.usage) == [f"requests to {judge}"]
 
 
+def test_of_a_model_in_this_process_is_told_how_much_it_judged(tiny_llama: Path) -> None:
+    judge = f"hf/{tiny_llama}"
+    for _ in range(2):  # the second time all is known already
+        found = scored(ScoresConfig(other_judges=(judge,)))
+        assert found.usage == {f"requests to {judge}": "10 judgements"}
+
+
 def test_alignment_counts_turned_round() -> None:
     with serve(scores_by_number(lambda: provider.bodies[-1])) as provider:
         config = ScoresConfig(judge=f"{provider.base_url} m", rubrics=("alignment", "coherence"), concurrency=1)

@@ -23,6 +23,8 @@ from unmask.pipeline import SHARDED, STAGE_NAMES, stage_called
 from unmask.progress import Silent
 from unmask.study import Workspace
 
+REPLIES = "unmask.judges.asking.replies_path"
+
 
 @pytest.fixture(scope="module")
 def begun(
@@ -30,6 +32,7 @@ def begun(
 ) -> Path:
     """A study whose organism and control are done."""
     config = small_config(tiny_llama, tiny_adapter, make_adapter(tiny_llama, r=2))
+    config["scores"] = {"other_judges": [f"hf/{tiny_llama}"]}  # a model in this process judges in shards, too
     folder = write_study(tmp_path_factory.mktemp("sharding") / "begun", config)
     unmask.open(folder).run(until="control")
     return folder
@@ -40,8 +43,16 @@ def whole(begun: Path) -> Path:
     """The same, run by one process up to steering."""
     folder = begun.parent / "whole"
     shutil.copytree(begun, folder)
-    unmask.open(folder).run(until="steering")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(REPLIES, lambda: begun.parent / "replies.sqlite")
+        unmask.open(folder).run(until="steering")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def own_replies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the whole study's judge said is not known to shares: they ask themselves."""
+    monkeypatch.setattr(REPLIES, lambda: tmp_path / "replies.sqlite")
 
 
 def in_shares(folder: Path, stage: str, *, of: int = 3, seed: int = 0) -> int:
@@ -175,8 +186,8 @@ def test_shares_are_parts_counted_from_one() -> None:
 
 def test_a_share_says_what_it_cannot_do(begun: Path) -> None:
     pipeline = unmask.open(begun)
-    with pytest.raises(ConfigError, match=r"scores has no shards.*responses, activations"):
-        pipeline.make_share("scores", Share(1, 2))
+    with pytest.raises(ConfigError, match=r"questions has no shards.*responses, activations"):
+        pipeline.make_share("questions", Share(1, 2))
     with pytest.raises(ConfigError, match="no stage is called"):
         pipeline.make_share("magic", Share(1, 2))
     with pytest.raises(StudyError, match=r"responses of .* not done.*unmask run .* --until responses"):
@@ -229,7 +240,7 @@ def ended(*arguments: object) -> subprocess.CompletedProcess[str]:
         (("run", "STUDY", "--engine", "ray", "--gpus-per-worker", "1.5"), "--gpus-per-worker 1.5 cannot be"),
         (("run", "STUDY", "--engine", "dask"), "no engine is called 'dask'"),
         (("stage", "responses", "STUDY", "--shard", "0/4"), "--shard '0/4' is not a part of the work"),
-        (("stage", "verdict", "STUDY", "--shard", "1/4"), "Stages with shards: responses"),
+        (("stage", "report", "STUDY", "--shard", "1/4"), "Stages with shards: responses"),
         (("stage", "effects", "STUDY", "--shard", "1/4"), "--until directions` first"),
     ],
 )

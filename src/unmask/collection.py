@@ -6,6 +6,7 @@ Two stages look at it: `activations`, which reads, and `responses`, which reads 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -115,10 +116,20 @@ class Recorded:
             self.folder.mkdir(parents=True)
             write_json(kept, self._wanted)
 
-    def finish(self, responses: Path) -> None:
-        """List the shards, which hold readings of the answers in that table: from now on they are complete."""
+    def finish(self, responses: Path, *, device: str | None = None, devices: Sequence[str] = ()) -> None:
+        """List the shards, which hold readings of the answers in that table: from now on they are complete.
+
+        `device` is the kind that they were made on, `devices` names those that took part.
+        """
         shards = {path.name: digest_file(path) for path in sorted(self.folder.glob("shard-*.safetensors"))}
-        write_json(self.folder / "shards.json", {"responses": digest_file(responses), "shards": shards})
+        told = {"responses": digest_file(responses), "shards": shards, "device": device, "devices": list(devices)}
+        write_json(self.folder / "shards.json", told)
+
+    @property
+    def devices(self) -> tuple[str | None, list[str]]:
+        """The kind of device that finished shards were made on, None where it is not known, and the names of the devices."""
+        found = self._reads(self.folder / "shards.json")
+        return (found.get("device"), found.get("devices", [])) if isinstance(found, dict) else (None, [])
 
     def shards(self, responses: Path) -> list[Path]:
         """Finished shards whose checksum holds; none where something else was collected, or of other answers."""

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from unmask import preflight
-from unmask.artifact import digest_json
-from unmask.errors import ArtifactError, ConfigError, StudyError, listed
-from unmask.execution.local import keep_shards, run_stage
+from unmask.errors import ConfigError, StudyError, listed
+from unmask.execution.local import run_stage
 from unmask.execution.ray import RayConfig, RayEngine
 from unmask.execution.sharing import Made, Share, make_share
 from unmask.execution.task import Engine, Task
+from unmask.mending import must_run
+from unmask.opened_study import OpenedStudy
 from unmask.progress import Progress, Silent
 from unmask.publication import export, publish
-from unmask.records import ModelSource
-from unmask.stage import Stage, StageConfig
+from unmask.stage import Stage
 from unmask.stages import (
     activations,
     cards,
@@ -35,14 +35,10 @@ from unmask.stages import (
     steering,
     verdict,
 )
-from unmask.stages.organism import ControlConfig
-from unmask.stages.responses import ResponsesConfig
-from unmask.stages.scores import ScoresConfig
-from unmask.stages.steering import SteeringConfig
 from unmask.standing import StageStatus, status_rows, why_stale
-from unmask.study import StageRecord, StageState, Study, drop_scratch, stage_key
+from unmask.study import StageRecord, StageState, Study, drop_scratch
 from unmask.study_design import design_of
-from unmask.study_file import StudyConfig, preset_text, read_config
+from unmask.study_file import preset_text, read_config
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,11 +79,8 @@ SHARDED = tuple(stage.name for stage in STAGES if stage.work is not None)
 
 
 @dataclass(frozen=True, slots=True)
-class StudyPipeline:
+class StudyPipeline(OpenedStudy):
     """An opened study: its directory, its config, and the stages that make it."""
-
-    study: Study
-    config: StudyConfig
 
     def status(self) -> list[StageStatus]:
         """Every stage's state, in order, with the reason why it would run again. Loads no model."""
@@ -132,7 +125,7 @@ class StudyPipeline:
             for stage in STAGES:
                 task = self._task(stage, digests)
                 mend = _section_of(until) == stage.called
-                ran = self._must_run(task, forced=stage.name in force, mend=mend, progress=progress)
+                ran = must_run(task, forced=stage.name in force, mend=mend, progress=progress)
                 if ran:
                     record = run_stage(task, progress=progress, engine=engine)
                 else:
@@ -185,51 +178,6 @@ class StudyPipeline:
             digests[name] = record.digest
         return self._task(stage, digests)
 
-    def _task(self, stage: Stage, digests: Mapping[str, str]) -> Task:
-        inputs = self._inputs(stage, digests)
-        return Task(
-            stage=stage,
-            config=self._section(stage),
-            study=self.study,
-            key=self._key(stage, inputs),
-            input_digests=inputs,
-            base=self.base,
-            prompt_format=self.config.base.prompt_format,
-        )
-
-    def _must_run(self, task: Task, *, forced: bool, mend: bool, progress: Progress) -> bool:
-        """Whether a stage is to run: forced, never done, stale, or damaged and to be mended by this command."""
-        if forced:
-            drop_scratch(self.study, task.stage.name)
-            return True
-        record = self.study.record(task.stage.name)
-        if record is None or record.key != task.key:
-            return True
-        return self._damaged(task, mend=mend, progress=progress)
-
-    def _damaged(self, task: Task, *, mend: bool, progress: Progress) -> bool:
-        """Compare a finished stage's files with their checksums. Whether the stage must run to make damaged shards anew.
-
-        Only the stage's own command mends (`mend`), which is `collect` for activations; the sound shards are then kept for that
-        run. Raises ArtifactError, naming the file and that command, for any other, and for a file that no stage made.
-        """
-        stage = task.stage
-        try:
-            self.study.verify(stage.name)
-        except ArtifactError as error:
-            record = self.study.record(stage.name)
-            damaged = {} if record is None or stage.shards is None else dict(self.study.broken(record))
-            if record is None or not damaged:
-                raise
-            if not mend:
-                command = f"unmask collect {self.study.folder}"
-                raise ArtifactError(error.what, mend=f"Rebuild that file alone with `{command}`") from error
-            for path, problem in damaged.items():
-                progress.note(f"{path} {problem}: it is made anew")
-            keep_shards(task, record, damaged=frozenset(damaged))
-            return True
-        return False
-
     def design(self) -> tuple[Design, str]:
         """See `study_design.design_of`."""
         decided = next(status for status in self.status() if status.stage == "verdict").state == "done"
@@ -252,44 +200,6 @@ class StudyPipeline:
         judging = {scores.STAGE.name, steering.STAGE.name}
         wanted = any(status.stage in judging and status.state != "done" for status in self.status())
         preflight.check(self.config, self.base, self.study.folder, judging=wanted)
-
-    @property
-    def base(self) -> ModelSource:
-        """The base model, found from the study's folder."""
-        from unmask.models.loading import resolve_local
-
-        base = self.config.base
-        name = resolve_local(base.model, self.study.folder)
-        return ModelSource(name, base.revision, base.dtype, base.trust_remote_code, label=base.model)
-
-    def _section(self, stage: Stage) -> StageConfig:
-        section = getattr(self.config, stage.called)
-        if isinstance(section, ControlConfig):
-            section = section.like_organism(self.config.organism)
-        if isinstance(section, ResponsesConfig):
-            section = section.recording(self.config.activations)
-        about = self.config.scores.about(self.config.organism.training_set)
-        if isinstance(section, ScoresConfig):
-            section = about
-        if isinstance(section, SteeringConfig):
-            section = section.judged_by(about)
-        assert isinstance(section, stage.config)
-        return section
-
-    def _inputs(self, stage: Stage, digests: Mapping[str, str]) -> dict[str, str]:
-        from unmask.models.loading import fingerprint
-
-        inputs = {f"stage:{name}": digests[name] for name in stage.needs}
-        inputs |= stage.external(self._section(stage), self.study.folder)
-        if stage.needs_base:
-            base = self.config.base
-            rest = base.model_dump(mode="json", exclude={"model", "revision"})
-            inputs["base"] = digest_json([fingerprint(self.base.name, revision=base.revision), rest])
-        return inputs
-
-    def _key(self, stage: Stage, inputs: Mapping[str, str]) -> str:
-        config = self._section(stage).model_dump(mode="json")
-        return stage_key(stage=stage.name, version=stage.version, config=config, inputs=inputs)
 
     def _state(self, stage: Stage, record: StageRecord | None, fresh: Mapping[str, str]) -> tuple[StageState, str]:
         if record is None:

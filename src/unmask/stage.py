@@ -138,6 +138,7 @@ class Stage:
     of the study file that configures it, where that does not bear the stage's name. `shards` is the pattern of files that the
     stage takes as done where it finds them among its batches: where one is damaged, the others are kept. `work` gives what
     others may make for it, None where this config leaves nothing to share; `run` takes what is made and makes the rest.
+    `runs_models` says that models other than the base compute what it keeps.
     """
 
     name: str
@@ -151,6 +152,12 @@ class Stage:
     section: str | None = None
     shards: str | None = None
     work: Callable[[Any, Inputs, Workspace], Work | None] | None = None
+    runs_models: bool = False
+
+    @property
+    def on_device(self) -> bool:
+        """Whether its batches are numbers of models, which differ between kinds of device."""
+        return self.needs_base or self.runs_models
 
     @property
     def called(self) -> str:

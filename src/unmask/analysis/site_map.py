@@ -53,6 +53,32 @@ class SiteFinding:
         return self.grouping, self.correction
 
 
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A decision to be made: a site under one grouping and correction. `full`: with planted controls and Gamma sensitivity."""
+
+    site: str
+    grouping: str
+    correction: Correction
+    full: bool
+
+
+def plan(sites: Iterable[str], groupings: Iterable[str], *, primary: str, control: bool) -> tuple[Planned, ...]:
+    """Every site under every grouping, without and, where there is one, with the control; in the order of the findings.
+
+    Planted controls and the Gamma sensitivity are run at the primary site and the first grouping; elsewhere only where the rule
+    needs power.
+    """
+    corrections: tuple[Correction, ...] = ("none", "control") if control else ("none",)
+    groupings = tuple(groupings)
+    return tuple(
+        Planned(site, grouping, correction, full=site == primary and place == 0)
+        for site in sites
+        for place, grouping in enumerate(groupings)
+        for correction in corrections
+    )
+
+
 def map_sites(
     sites: Iterable[tuple[str, Callable[[], SiteData]]],
     groupings: Mapping[str, np.ndarray],
@@ -66,72 +92,55 @@ def map_sites(
 ) -> list[SiteFinding]:
     """Decide at every site, for every grouping (name to labels, N), without and, where there is one, with the control.
 
-    The same flips serve all sites of a grouping. Planted controls and the Gamma sensitivity are run at the primary site and the
-    first grouping; elsewhere only where the rule needs power. `causal` is what T5 found at the primary site, by grouping. Sites
-    are loaded one at a time and let go; arrays of the examination are let go too. `told` is called after each decision.
+    The same flips serve all sites of a grouping. `causal` is what T5 found at the primary site, by grouping. Sites are loaded one
+    at a time and let go; arrays of the examination are let go too. `told` is called after each decision.
     """
     found: list[SiteFinding] = []
     for site, load in sites:
         data = load()
-        for place, (grouping, labels_N) in enumerate(groupings.items()):
-            for correction in _corrections(data):
-                full = site == primary and place == 0
-                tested = causal.get(grouping) if site == primary else None
-                found.append(
-                    _decide_one(
-                        site,
-                        data,
-                        grouping=grouping,
-                        labels_N=labels_N,
-                        correction=correction,
-                        polarity_N=polarity_N,
-                        causal=tested,
-                        full=full,
-                        seed=seed,
-                        settings=settings,
-                    )
+        for planned in plan((site,), groupings, primary=primary, control=data.control_ND is not None):
+            found.append(
+                decide_at(
+                    planned,
+                    data,
+                    groupings[planned.grouping],
+                    polarity_N=polarity_N,
+                    causal=causal.get(planned.grouping) if site == primary else None,
+                    seed=seed,
+                    settings=settings,
                 )
-                told()
-    return _pay(found)
+            )
+            told()
+    return pay(found)
 
 
-def _corrections(data: SiteData) -> tuple[Correction, ...]:
-    return ("none",) if data.control_ND is None else ("none", "control")
-
-
-def decisions_planned(sites: int, groupings: int, *, control: bool) -> int:
-    """How many decisions `map_sites` makes."""
-    return sites * groupings * (2 if control else 1)
-
-
-def _decide_one(
-    site: str,
+def decide_at(
+    planned: Planned,
     data: SiteData,
-    *,
-    grouping: str,
     labels_N: np.ndarray,
-    correction: Correction,
+    *,
     polarity_N: np.ndarray | None,
     causal: Causal | None,
-    full: bool,
     seed: int,
     settings: Settings,
 ) -> SiteFinding:
+    """Make one decision, by itself: what other sites cost it is paid for by `pay`. `causal`: what T5 found at this very site."""
     decision = decide(
         data.shift_ND,
         data.base_ND,
         labels_N,
         replicates_NSD=data.replicates_NSD,
-        control_ND=data.control_ND if correction == "control" else None,
+        control_ND=data.control_ND if planned.correction == "control" else None,
         polarity_N=polarity_N,
         causal=causal,
         seed=seed,
         settings=settings,
-        full=full,
+        full=planned.full,
     )
+    where = (planned.site, planned.grouping, planned.correction)
     examined = decision.examined
     if examined is None:
-        return SiteFinding(site, grouping, correction, decision, (), None, None)
+        return SiteFinding(*where, decision, (), None, None)
     directions = shared_and_specific(
         examined.prepared,
         examined.groups,
@@ -140,9 +149,7 @@ def _decide_one(
         rng=np.random.default_rng([seed, 5]),
     )
     return SiteFinding(
-        site,
-        grouping,
-        correction,
+        *where,
         decision.without_matrices(),
         tuple(directions),
         examined.ranks.tests[0],
@@ -150,7 +157,8 @@ def _decide_one(
     )
 
 
-def _pay(found: list[SiteFinding]) -> list[SiteFinding]:
+def pay(found: list[SiteFinding]) -> list[SiteFinding]:
+    """The same findings with the max-T p-values over all sites of their grouping and correction."""
     paid = list(found)
     for key in dict.fromkeys(finding.key for finding in found):
         places = [i for i, finding in enumerate(found) if finding.key == key and finding.first_rank is not None]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
-from unmask.cli.screen import console, print_json
+from unmask.cli.screen import print_json, print_table
 
 KEYS = {
     "HF_TOKEN": "gated models of the Hugging Face hub",
@@ -100,18 +100,10 @@ def _disk() -> Finding:
 
 def print_diagnosis(*, as_json: bool) -> bool:
     """Print the diagnosis; True when nothing fails."""
-    from rich.markup import escape
-    from rich.table import Table
-
     findings = diagnose()
     if as_json:
         print_json([{"name": f.name, "state": f.state, "detail": f.detail} for f in findings])
     else:
-        table = Table(header_style="bold")
-        for name in ("what", "state", "detail"):
-            table.add_column(name, overflow="fold")
-        colours = {"ok": "green", "note": "yellow", "fails": "red"}
-        for finding in findings:
-            table.add_row(finding.name, f"[{colours[finding.state]}]{finding.state}[/]", escape(finding.detail))
-        console().print(table)
+        rows = [(f.name, f.state, f.detail) for f in findings]
+        print_table(("what", "state", "detail"), rows, colours={"ok": "green", "note": "yellow", "fails": "red"})
     return all(finding.state != "fails" for finding in findings)

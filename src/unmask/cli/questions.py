@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from unmask.cli.options import AsJson, Force, StudyFolder
+from unmask.cli.screen import INTERRUPTED, console, fail, print_json, print_table, reporter
+
 if TYPE_CHECKING:
     from unmask.question_writing.generating import Outcome
     from unmask.question_writing.quality import Quality
 
 DEFAULT = "choose"
-INTERRUPTED = 130
 
 
 class _ChooseByDefault(TyperGroup):
@@ -36,13 +38,11 @@ questions_app = typer.Typer(
     ),
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
 
 @questions_app.command(DEFAULT)
 def choose(
-    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of the study.", show_default=False)],
-    force: Annotated[bool, typer.Option("--force", help="Run the stage anew although it is done.")] = False,
+    study: StudyFolder,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Choose the study's questions from its battery."""
@@ -80,7 +80,6 @@ def generate(  # noqa: PLR0913 - one argument per option
     """
     from rich.console import Console
 
-    from unmask.cli.screen import console, fail, print_json, reporter
     from unmask.models.embedded import cache_folder
     from unmask.models.encoder import load_encoder
     from unmask.question_writing.asking import Limits
@@ -127,7 +126,6 @@ def check(
     """
     from unmask.artifact import atomic_path
     from unmask.battery import battery_path, read_battery
-    from unmask.cli.screen import console, print_json
     from unmask.models.encoder import load_encoder
     from unmask.question_writing.quality import examine
 
@@ -151,7 +149,6 @@ def check(
 
 
 def _print_outcome(outcome: Outcome) -> None:
-    from unmask.cli.screen import console
 
     screen = console()
     written = outcome.made.lacking
@@ -159,9 +156,11 @@ def _print_outcome(outcome: Outcome) -> None:
         [cell.dimension, cell.facet, f"{cell.polarity:+d}", str(count), str(count - written.get(cell, 0))]
         for cell, count in outcome.asked.items()
     ]
-    _print_table(("dimension", "facet", "polarity", "asked", "written"), rows, left=2)
+    print_table(("dimension", "facet", "polarity", "asked", "written"), rows, left=2)
     if outcome.dropped:
-        _print_table(("dropped because", "texts or replies"), [[name, str(n)] for name, n in outcome.dropped.items()])
+        print_table(
+            ("dropped because", "texts or replies"), [[name, str(n)] for name, n in outcome.dropped.items()], left=1
+        )
     for name, meter in outcome.usage.items():
         unknown = f", and {meter['usd_unknown']} replies of unknown cost" if meter["usd_unknown"] else ""
         screen.out(
@@ -173,11 +172,10 @@ def _print_outcome(outcome: Outcome) -> None:
 
 
 def _print_quality(quality: Quality, texts: dict[str, str]) -> None:
-    from unmask.cli.screen import console
 
     screen = console()
     coverage = {(row.dimension, row.facet): row for row in quality.coverage}
-    _print_table(
+    print_table(
         ("dimension", "facet", "all", "+1", "-1", "0", "nearest", "distinct"),
         [
             [
@@ -190,14 +188,15 @@ def _print_quality(quality: Quality, texts: dict[str, str]) -> None:
         ],
         left=2,
     )
-    _print_table(
+    print_table(
         ("dimension", "keyed", "share +1", "exact 95 % interval"),
         [
             [row.dimension, str(row.keyed), _number(row.share, 3), f"{_number(row.low, 3)} to {_number(row.high, 3)}"]
             for row in quality.keying
         ],
+        left=1,
     )
-    _print_table(
+    print_table(
         ("dimension", "words", "fewest", "most", "sentences", "grade"),
         [
             [
@@ -210,6 +209,7 @@ def _print_quality(quality: Quality, texts: dict[str, str]) -> None:
             ]
             for row in quality.reading
         ],
+        left=1,
     )
     screen.out("nearest: mean cosine of nearest neighbours within the facet")
     screen.out("distinct: effective number of distinct texts (Vendi score); grade: Flesch-Kincaid")
@@ -221,18 +221,3 @@ def _print_quality(quality: Quality, texts: dict[str, str]) -> None:
 
 def _number(value: float, digits: int) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _print_table(columns: tuple[str, ...], rows: list[list[str]], *, left: int = 1) -> None:
-    """A table whose first `left` columns are words and whose others are numbers."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    from unmask.cli.screen import console
-
-    table = Table(header_style="bold")
-    for place, name in enumerate(columns):
-        table.add_column(name, justify="left" if place < left else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    console().print(table)

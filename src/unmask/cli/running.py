@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from unmask.cli.screen import console, print_json, reporter, words
+from unmask.cli.screen import INTERRUPTED, console, print_json, print_table, reporter, words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
     from unmask.stage import Stage
     from unmask.study import StageRecord
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 
 
 def run_study(
@@ -99,22 +96,14 @@ def _print_summary(records: list[StageRecord]) -> None:
 
 def print_status(folder: Path, *, as_json: bool) -> None:
     """Print every stage's state and reason."""
-    from rich.markup import escape
-    from rich.table import Table
-
     from unmask.pipeline import open_study, status_rows
 
     statuses = open_study(folder).status()
     if as_json:
         print_json(status_rows(statuses))
         return
-    table = Table(header_style="bold")
-    for name in ("stage", "state", "why", "folder"):
-        table.add_column(name, overflow="fold")
+    rows = [(status.stage, status.state, status.reason, str(status.folder)) for status in statuses]
     colours = {"done": "green", "stale": "yellow", "missing": "dim"}
-    for status in statuses:
-        state = f"[{colours[status.state]}]{status.state}[/]"
-        table.add_row(status.stage, state, escape(status.reason), escape(str(status.folder)))
-    console().print(table)
+    print_table(("stage", "state", "why", "folder"), rows, colours=colours)
     if any(status.state != "done" for status in statuses):
         console().out(f"Go on with: unmask run {shlex.quote(str(folder))}")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 
 EVERY_SECONDS = 15.0
 """How often a plain log says how far a step is."""
@@ -124,6 +127,26 @@ def words(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(words(part) for part in value)
     return "-" if value is None else str(value)
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    left: int | None = None,
+    colours: Mapping[str, str] | None = None,
+) -> None:
+    """Print rows of plain text. All columns but the first `left` are figures; cells that are words of `colours` have theirs."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(header_style="bold")
+    for place, name in enumerate(columns):
+        table.add_column(name, justify="left" if left is None or place < left else "right", overflow="fold")
+    styles = colours or {}
+    for row in rows:
+        table.add_row(*(Text(cell, style=styles.get(cell, "")) for cell in row))
+    console().print(table)
 
 
 def print_json(value: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import shlex
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from asyncssh import SFTPClient, SSHClientConnection
 
 LEAST_PYTHON = (3, 11)
+_VERSION = re.compile(r"([0-9]{1,3})\.([0-9]{1,3})")
+_USER = re.compile(r"[0-9]{1,10}")
 PROBE_LIMIT, PROBE_SECONDS = 64_000, 60.0
 """Most bytes and seconds that a machine may take to say which Pythons it has."""
 _PYTHONS = (
@@ -30,6 +33,7 @@ for python in {candidates}; do
   version=$("$found" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
   echo "unmask-python $version $found"
 done
+echo "unmask-user $(id -u)"
 echo "unmask-home $HOME"
 """
 
@@ -40,18 +44,19 @@ async def entered(address: Address, access: Access, *, root: str, python: str | 
     connection = await connect(address, access)
     try:
         candidates = shlex.quote(python) if python else _PYTHONS
-        pythons, home = _pythons(await _said(connection, address, _PROBE.format(candidates=candidates)))
+        pythons, user, home = _pythons(await _said(connection, address, _PROBE.format(candidates=candidates)))
         version, path = _choose(pythons, address, python)
-        if not home.startswith("/"):
+        if not home.startswith("/") or not home.isprintable() or user is None:
             raise HostError(
-                f"{address} has no home folder", mend="unmask needs a POSIX shell there, as Linux and macOS have"
+                f"{address} has no home folder or user",
+                mend="unmask needs a POSIX shell there, as Linux and macOS have",
             )
         where = PurePosixPath(home) / root.removeprefix("~/") if root.startswith("~") else PurePosixPath(root)
         if not where.is_absolute():
             where = PurePosixPath(home) / where
         with cuts(address):
             sftp = await _sftp(connection, address)
-        host = Host(connection, sftp, address, path, version, where)
+        host = Host(connection, sftp, address, path, version, where, user, shared=access.alias is None)
         await host.install()
         yield host
     finally:
@@ -98,24 +103,27 @@ async def _sftp(connection: SSHClientConnection, address: Address) -> SFTPClient
         ) from error
 
 
-def _pythons(text: str) -> tuple[list[tuple[str, str]], str]:
-    found, home = [], ""
+def _pythons(text: str) -> tuple[list[tuple[str, str]], int | None, str]:
+    """The Pythons by version and path, who we are there, and the home folder."""
+    found, user, home = [], None, ""
     for line in text.splitlines():
         word, _, rest = line.partition(" ")
         if word == "unmask-python":
             version, _, path = rest.partition(" ")
             found.append((version, path))
+        elif word == "unmask-user" and _USER.fullmatch(rest):
+            user = int(rest)
         elif word == "unmask-home":
             home = rest
-    return found, home
+    return found, user, home
 
 
 def _choose(pythons: list[tuple[str, str]], address: Address, asked: str | None) -> tuple[str, str]:
     for version, path in pythons:
-        major, _, minor = version.partition(".")
-        if major.isdigit() and minor.isdigit() and (int(major), int(minor)) >= LEAST_PYTHON:
+        found = _VERSION.fullmatch(version)
+        if found is not None and (int(found[1]), int(found[2])) >= LEAST_PYTHON:
             return version, path
-    seen = ", ".join(sorted({f"{version} at {printable(path)}" for version, path in pythons})) or "none at all"
+    seen = ", ".join(sorted({printable(f"{version} at {path}")[:200] for version, path in pythons})) or "none at all"
     where = f" at {asked}" if asked else ""
     raise HostError(
         f"{address} has no Python {LEAST_PYTHON[0]}.{LEAST_PYTHON[1]} or newer{where} (found: {seen})",

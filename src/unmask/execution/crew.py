@@ -25,27 +25,39 @@ FAILURES = 3
 """Shards that a worker may fail in a row, before it counts as the one that is broken."""
 PATIENCE = 300.0
 """Seconds without any worker after which a run gives up; a node of a cluster that grows by itself takes minutes."""
+LONG = 1800.0
+"""Seconds after which it is told, again and again, what a worker is at: a shard that hangs is not given up, only named."""
 TICK = 5.0
 
 
 @dataclass(slots=True)
 class _Worker:
-    """An actor, and what it has in hand, in the order in which it was given."""
+    """An actor, what it has in hand, in the order in which it was given, and since when it is at the first of that.
+
+    `answer` is what it said when it was ready; None where it is not. `told` are times that it was said to take long.
+    """
 
     actor: Any
     in_hand: list[Any] = field(default_factory=list)
-    ready: bool = False
+    answer: Ready | None = None
+    begun: bool = False
     node: str = ""
     placed: bool = False
     failed: list[Shard] = field(default_factory=list)
+    since: float = 0.0
+    told: int = 0
+
+    def turn(self) -> None:
+        """From now on it is at something else."""
+        self.since, self.told = time.monotonic(), 0
 
 
 @dataclass(slots=True)
 class Crew:
     """Makes the shards of one errand.
 
-    `accepts` says of a worker why it is not wanted, None where it is. `arrived` is told of each shard made and says whether
-    its files are there. `died` is what calls on a lost worker raise.
+    `accepts` says of a worker why it is not wanted, None where it is; `begins` is told of it before it gets its first shard.
+    `arrived` is told of each shard made and says whether its files are there. `died` is what calls on a lost worker raise.
     """
 
     ray: Any
@@ -53,10 +65,12 @@ class Crew:
     errand: Errand
     progress: Progress
     accepts: Callable[[Ready], str | None]
+    begins: Callable[[Ready], None]
     arrived: Callable[[Shard], bool]
     died: tuple[type[Exception], ...]
     failed: dict[str, str] = field(default_factory=dict)
     _todo: deque[Shard] = field(default_factory=deque)
+    _hired: list[_Worker] = field(default_factory=list)
     _workers: list[_Worker] = field(default_factory=list)
     _placing: dict[Any, _Worker] = field(default_factory=dict)
     _opening: dict[Any, _Worker] = field(default_factory=dict)
@@ -67,7 +81,8 @@ class Crew:
     def run(self, shards: Sequence[Shard]) -> dict[str, str]:
         """Make the shards. Returns those that could not be made, with the reason. Raises StudyError where no worker is left."""
         self._todo.extend(shards)
-        self._workers = [_Worker(actor) for actor in self.actors]
+        self._hired = [_Worker(actor) for actor in self.actors]
+        self._workers = list(self._hired)
         for worker in self._workers:
             self._open(worker)
         last = time.monotonic()
@@ -78,9 +93,9 @@ class Crew:
             done, _ = self.ray.wait([*self._placing, *self._opening, *self._making], num_returns=1, timeout=TICK)
             for ref in done:
                 self._settle(ref)
-            if (
-                done or self._making or any(worker.placed for worker in self._workers)
-            ):  # models may take their time to load
+            self._tell_of_the_long()
+            # Models may take their time to load.
+            if done or self._making or any(worker.placed for worker in self._workers):
                 last = time.monotonic()
             elif time.monotonic() - last > PATIENCE:
                 raise StudyError(
@@ -89,20 +104,44 @@ class Crew:
                 )
         return self.failed
 
+    def placed(self) -> list[tuple[Any, bool]]:
+        """Actors that are on a node, and whether each is through with opening: then it does at once what it is told."""
+        if self._placing:
+            for ref in self.ray.wait([*self._placing], num_returns=len(self._placing), timeout=0)[0]:
+                self._settle(ref)
+        opening = [worker.actor for worker in self._opening.values()]
+        return [(worker.actor, worker.actor not in opening) for worker in self._hired if worker.placed]
+
     def _open(self, worker: _Worker) -> None:
-        worker.ready = worker.placed = False
-        self._placing[worker.actor.here.options(max_task_retries=-1).remote()] = (
-            worker  # an actor runs its calls in order
-        )
+        worker.answer, worker.begun, worker.placed = None, False, False
+        # An actor runs its calls in order: this one is answered before anything is loaded.
+        self._placing[worker.actor.here.options(max_task_retries=-1).remote()] = worker
         # Ray starts a worker anew that dies while it opens, and calls again: a finite number of times.
         self._opening[worker.actor.ready.options(max_task_retries=DEATHS - 1).remote(self.errand)] = worker
+
+    def _tell_of_the_long(self) -> None:
+        for worker in self._workers:
+            minutes = (time.monotonic() - worker.since) / 60
+            if not worker.placed or minutes < (worker.told + 1) * LONG / 60:
+                continue
+            worker.told += 1
+            if worker.in_hand:
+                shard = self._making[worker.in_hand[0]][1]
+                self.progress.note(f"shard {shard.name} has been at work for {minutes:.0f} min on {worker.node}")
+            elif worker.answer is None:
+                self.progress.note(f"{worker.node} has been opening stage {self.errand.stage} for {minutes:.0f} min")
 
     def _hand_out(self) -> None:
         for place in range(IN_HAND):
             # The last ones are kept for workers that come free: none should wait in one's hand while another is idle.
             reserve = place * len(self._workers)
             for worker in self._workers:
-                if worker.ready and len(worker.in_hand) == place and len(self._todo) > reserve:
+                if worker.answer is not None and len(worker.in_hand) == place and len(self._todo) > reserve:
+                    if not worker.begun:
+                        self.begins(worker.answer)
+                        worker.begun = True
+                    if not worker.in_hand:
+                        worker.turn()
                     shard = self._todo.popleft()
                     ref = worker.actor.make.options(max_task_retries=0).remote(self.errand, shard.name)
                     worker.in_hand.append(ref)
@@ -117,11 +156,12 @@ class Crew:
             worker, shard = self._making[ref]
             try:
                 problem: str | None = self.ray.get(ref)
-            except self.died:
-                self._lost(worker)
+            except self.died as error:
+                self._lost(worker, _cause(error))
                 return
             del self._making[ref]
             worker.in_hand.remove(ref)
+            worker.turn()
             self._made(worker, shard, problem)
 
     def _placed(self, ref: Any, worker: _Worker) -> None:
@@ -130,6 +170,7 @@ class Crew:
         except self.died:  # what opens it will tell
             return
         worker.placed = True
+        worker.turn()
 
     def _opened(self, ref: Any, worker: _Worker) -> None:
         try:
@@ -140,7 +181,7 @@ class Crew:
         worker.node = answer.node
         refusal = answer.refusal or self.accepts(answer)
         if refusal is None:
-            worker.ready = True
+            worker.answer = answer
         else:
             self._refuse(worker, answer.node, refusal)
 
@@ -160,7 +201,7 @@ class Crew:
         self._fail(shard, problem)
         worker.failed.append(shard)
         if len(worker.failed) >= FAILURES and worker in self._workers:
-            worker.ready = False
+            worker.answer = None
             for ref in worker.in_hand:  # not yet begun, or in vain
                 self._todo.append(self._making.pop(ref)[1])
             worker.in_hand.clear()
@@ -175,7 +216,7 @@ class Crew:
             return str(error)
         return f"{worker.node} says that it is made, but its files are not where the study is. Is that the same path?"
 
-    def _lost(self, worker: _Worker) -> None:
+    def _lost(self, worker: _Worker, cause: str) -> None:
         """A worker died: the shard that it was making goes to another, unless it costs every worker its life."""
         given = [self._making.pop(ref)[1] for ref in worker.in_hand]
         worker.in_hand.clear()
@@ -188,10 +229,10 @@ class Crew:
         suspect = shards[0]
         self._deaths[suspect.name] = self._deaths.get(suspect.name, 0) + 1
         if self._deaths[suspect.name] >= DEATHS:
-            self._fail(suspect, f"its worker died {DEATHS} times")
+            self._fail(suspect, f"its worker died {DEATHS} times{cause}")
             shards = shards[1:]
         else:
-            self.progress.note(f"{worker.node} lost a worker: shard {suspect.name} is made again")
+            self.progress.note(f"{worker.node} lost a worker{cause}: shard {suspect.name} is made again")
         self._todo.extendleft(reversed(shards))
 
     def _fail(self, shard: Shard, problem: str) -> None:
@@ -205,6 +246,12 @@ class Crew:
             f"no worker is left that can make shards of stage {self.errand.stage}{failed}: {reasons}",
             mend="Mend that and run the same command again: what is made is kept",
         )
+
+
+def _cause(error: Exception) -> str:
+    """What can be said of a worker's death, as the end of a sentence; nothing where Ray does not know."""
+    short = "memory" in f"{type(error).__name__} {error}".lower()
+    return ", its node being short of memory" if short else ""
 
 
 def _told(resources: dict[str, float]) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from unmask.artifact import digest_bytes
 from unmask.errors import UnmaskError
 from unmask.execution.address import Address
+from unmask.execution.hearsay import printable
 from unmask.execution.on_host.wire import MARK, packed, unpacked
 from unmask.execution.ssh import ConnectionCut
 from unmask.execution.wheel import host_program
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 BLOCK = 4 << 20
 ANSWER_LIMIT = 64 << 20
 LINE_LIMIT = 4 << 20
+OTHERS_WRITE, STICKY, OURS_ALONE = 0o022, 0o1000, 0o700
 NOISE_LIMIT = 1 << 20
 SILENCE_SECONDS = 900.0
 """A machine that says nothing for so long is taken for lost. One that works says so every few seconds."""
@@ -35,8 +37,9 @@ class HostError(UnmaskError):
 
 @dataclass(slots=True)
 class Host:
-    """An open connection with what was found out about the other side. `root` is an absolute path there.
+    """An open connection with what was found out about the other side. `root` is an absolute path there, `user` who we are there.
 
+    `shared`: others may have users there too, as on any machine that was not rented for us alone.
     `sent` and `came` count the bytes of files that went and came, those of files that were cut too.
     """
 
@@ -46,6 +49,8 @@ class Host:
     python: str
     python_version: str
     root: PurePosixPath
+    user: int
+    shared: bool = True
     sent: int = 0
     came: int = 0
 
@@ -80,7 +85,7 @@ class Host:
             )
         if "error" in answer:
             raise HostError(
-                f"{self.address}: {printable(str(answer['error']))}", mend="Mend that there and run it again"
+                f"{self.address}: {printable(str(answer['error'])[:2000])}", mend="Mend that there and run it again"
             )
         return answer
 
@@ -122,17 +127,50 @@ class Host:
         return f"exec {shlex.quote(self.python)} {shlex.quote(str(self.program))} {operation}"
 
     async def install(self) -> None:
-        """Put the program of operations there, if it is not. Raises HostError where it cannot be written.
+        """Put the program of operations there, if it is not. Raises HostError where it cannot be written, or others could.
 
-        A folder that is made for it is ours alone; one that was there stays as it is.
+        What lies below the root is run, from this program to the environments. So it is ours alone: made so, or found so.
         """
         data = host_program()
         with cuts(self.address), self._writing(self.root):
+            self.root = await self._own_folder()
             if not await self.sftp.exists(str(self.program)):
-                if not await self.sftp.exists(str(self.root)):
-                    await self.sftp.makedirs(str(self.root), exist_ok=True)
-                    await self.sftp.chmod(str(self.root), 0o700)
                 await self._put(data, self.program)
+
+    async def _own_folder(self) -> PurePosixPath:
+        """The root without links, so that nobody leads us elsewhere later. Raises HostError where it is not ours alone.
+
+        Nor may others put another in the place of a folder that it lies in.
+        """
+        import asyncssh
+
+        fresh = not await self.sftp.exists(str(self.root))
+        if fresh:
+            only_ours = asyncssh.SFTPAttrs(permissions=OURS_ALONE)
+            await self.sftp.makedirs(str(self.root), only_ours, exist_ok=True)
+        root = PurePosixPath(await self.sftp.realpath(str(self.root)))
+        if not root.is_absolute() or ".." in root.parts or not str(root).isprintable():
+            raise HostError(f"{self.address} does not say where {self.root} is", mend="Do not trust it")
+        for above in root.parents if self.shared else ():
+            rights = (await self.sftp.stat(str(above))).permissions
+            if rights is None or (rights & OTHERS_WRITE and not rights & STICKY):
+                raise HostError(
+                    f"{root} on {self.address} lies in {above}, where others may replace it, and what lies there is run",
+                    mend="Name a folder with --root that is below your home; or `chmod go-w` the one above, if it is yours",
+                )
+        if fresh:
+            await self.sftp.chmod(str(root), OURS_ALONE)
+        if not self.shared:  # nobody else is there, and a volume of its own may keep no permissions
+            return root
+        found = await self.sftp.stat(str(root))
+        if found.uid != self.user or found.permissions is None or found.permissions & OTHERS_WRITE:
+            whose = "others may write to" if found.uid == self.user else "belongs to another user"
+            raise HostError(
+                f"{root} on {self.address} is a folder that {whose}, and what lies there is run",
+                mend="Name one of your own with --root, on a disk that keeps permissions; or `chmod go-w` it there, if all "
+                "in it is yours",
+            )
+        return root
 
     @contextmanager
     def _writing(self, target: PurePosixPath) -> Generator[None]:
@@ -273,8 +311,3 @@ def _message(text: bytes, address: Address) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise HostError(f"{address} says what is no message", mend="Do not trust it")
     return found
-
-
-def printable(text: str) -> str:
-    """What another machine says, without what would steer a terminal."""
-    return "".join(sign if sign.isprintable() or sign in "\n\t" else "?" for sign in text)

@@ -10,9 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from unmask.artifact import link_or_copy, listing
+from unmask.artifact import link_or_copy, listing, write_text
+from unmask.collection import Recorded
+from unmask.devices import device_of, devices_of, kind_of, note_devices
 from unmask.errors import StudyError, UnmaskError
-from unmask.execution.sharing import claim_device, device_kind, device_of, is_shared, note_device
+from unmask.execution.sharing import claim_device, device_kind, device_name, is_shared, note_shared
 from unmask.execution.task import Engine, Task
 from unmask.progress import Progress
 from unmask.stage import Inputs, Result, Stage, StageConfig
@@ -22,6 +24,8 @@ _PACKAGES = ("unmask", "torch", "transformers", "peft", "trl", "numpy", "scikit-
 FULL_BYTES = 1_000_000
 SPARE_BYTES = 200_000_000
 """Free space below which a stage is not started."""
+_MENDED = "mended"
+"""Mark in the scratch of a stage whose damaged shards are made anew: of which generation the others are."""
 
 
 def environment() -> dict[str, str]:
@@ -37,9 +41,18 @@ def environment() -> dict[str, str]:
     if "torch" in sys.modules:
         import torch
 
-        found["device"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+        found["device"] = device_name()
         found["threads"] = str(torch.get_num_threads())
     return found
+
+
+def _made_in(workspace: Workspace) -> dict[str, str]:
+    """`environment`, with the devices that took part in the batches; of others' batches the rest is not known here."""
+    found, devices = environment(), devices_of(workspace)
+    if is_shared(workspace):
+        found.pop("threads", None)
+        found.pop("device", None)
+    return found | ({"device": ", ".join(devices)} if devices else {})
 
 
 def run_stage(task: Task, *, progress: Progress, engine: Engine | None = None) -> StageRecord:
@@ -59,7 +72,7 @@ def run_stage(task: Task, *, progress: Progress, engine: Engine | None = None) -
         started, clock = datetime.now(UTC), time.perf_counter()
         if engine is not None and stage.work is not None:
             engine.make(task, progress=progress)
-        if stage.needs_base:
+        if stage.on_device:
             keep_to_one_device(task, progress=progress)
         result = _run(stage, task.config, task.inputs(progress), workspace)
         record = StageRecord(
@@ -70,7 +83,7 @@ def run_stage(task: Task, *, progress: Progress, engine: Engine | None = None) -
             inputs=dict(task.input_digests),
             files=listing(workspace.out),
             summary=result.summary,
-            environment=environment(),
+            environment=_made_in(workspace),
             started=started.isoformat(timespec="seconds"),
             seconds=round(time.perf_counter() - clock, 2),
         )
@@ -82,14 +95,27 @@ def run_stage(task: Task, *, progress: Progress, engine: Engine | None = None) -
 
 
 def keep_shards(task: Task, record: StageRecord, *, damaged: frozenset[Path]) -> None:
-    """Put the sound shards of a finished stage where its next run with the same key finds them as batches."""
+    """Put the sound shards of a finished stage where its next run with the same key finds them as batches.
+
+    They count as made on the devices that the manifest names: what is missing is made on that kind, or not at all. Batches that
+    are of another generation, of a forced run that was killed say, go; those of an earlier mend that was killed stay.
+    """
     stage, study, workspace = task.stage, task.study, task.workspace
     assert stage.shards is not None
+    mark = workspace.folder / _MENDED
+    generation = f"{record.started} {record.digest}"
+    if not mark.is_file() or mark.read_text(encoding="utf-8") != generation:
+        shutil.rmtree(workspace.folder, ignore_errors=True)
+        workspace.prepare()
+        made_on = record.environment.get("device")
+        if stage.on_device and made_on is not None:
+            note_devices(workspace, kind_of(made_on), made_on.split(", "))
+        write_text(mark, generation)
     workspace.prepare()
-    if stage.needs_base:
-        _drop_of_other_device(workspace)
+    if stage.on_device and device_of(workspace) not in (None, device_kind()):
+        note_shared(workspace)  # nothing of theirs may go
     for path in sorted(study.stage_folder(stage.name).glob(stage.shards)):
-        kept = workspace.batches / path.name  # there already where an earlier run was killed
+        kept = workspace.batches / path.name  # there already where an earlier mend was killed
         if path not in damaged and path.name in record.files and not kept.exists():
             link_or_copy(path, kept)
 
@@ -102,29 +128,46 @@ def keep_to_one_device(task: Task, *, progress: Progress) -> None:
     """
     workspace = task.workspace
     if not is_shared(workspace):
-        _drop_of_other_device(workspace)
-        return
-    made_on = device_of(workspace)
-    if made_on in (None, device_kind()):
-        claim_device(workspace, device_kind())
+        _drop_of_other_device(task, progress=progress)
+        if device_of(workspace) in (None, device_kind()):
+            claim_device(workspace, device_kind(), name=device_name())
         return
     work = task.work(progress)
     waiting = 0 if work is None else len(work.waiting())
-    if waiting:
-        stage, folder = task.stage.name, task.study.folder
-        raise StudyError(
-            f"{waiting} shards of stage {stage} are still to be made, the others were made on {made_on}, and this "
-            f"process would use {device_kind()}",
-            mend=f"Make them there: `unmask stage {stage} {folder} --shard 1/1`; or all of them here: "
-            f"`unmask run {folder} --force {stage}`",
-        )
+    if not waiting:
+        return
+    made_on = device_of(workspace)
+    if made_on in (None, device_kind()):
+        claim_device(workspace, device_kind(), name=device_name())
+        return
+    stage, folder = task.stage.name, task.study.folder
+    there = (
+        "run the same command there"
+        if (workspace.folder / _MENDED).is_file()
+        else (f"`unmask stage {stage} {folder} --shard 1/1`")
+    )
+    raise StudyError(
+        f"{waiting} shards of stage {stage} are still to be made, the others were made on {made_on}, and this "
+        f"process would use {device_kind()}",
+        mend=f"Make them there: {there}; or all of them here: `unmask run {folder} --force {stage}`",
+    )
 
 
-def _drop_of_other_device(workspace: Workspace) -> None:
-    if device_of(workspace) not in (None, device_kind()):
-        shutil.rmtree(workspace.batches)
-        workspace.batches.mkdir()
-    note_device(workspace, device_kind())
+def _drop_of_other_device(task: Task, *, progress: Progress) -> None:
+    """Batches that a run here left on another kind of device go, with what was read beside them: all is made on this one."""
+    workspace, own = task.workspace, device_kind()
+    other = device_of(workspace)
+    if other in (None, own):
+        return
+    if any(workspace.batches.iterdir()):
+        work = task.work(progress)
+        if work is not None and not work.waiting():  # to be gathered, whoever made it
+            return
+        progress.note(f"stage {task.stage.name} was begun on {other}, and is made anew on {own}")
+        Recorded.drop(task.study.scratch)
+    shutil.rmtree(workspace.batches)
+    workspace.join()
+    note_devices(workspace, own, [])
 
 
 def _run(stage: Stage, config: StageConfig, inputs: Inputs, workspace: Workspace) -> Result:

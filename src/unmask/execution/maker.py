@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,7 +10,8 @@ from pathlib import Path
 
 from unmask.errors import StudyError
 from unmask.execution.depot import Depot
-from unmask.execution.sharing import device_kind, in_words, join
+from unmask.execution.mirror import Mirror
+from unmask.execution.sharing import device_kind, device_name, in_words, join
 from unmask.execution.shipping import bring_needs, send_shard
 from unmask.execution.task import Task
 from unmask.progress import Silent
@@ -45,6 +44,7 @@ class Ready:
     node: str
     device: str
     refusal: str | None
+    device_name: str = "unknown"
 
 
 class Maker:
@@ -56,7 +56,7 @@ class Maker:
         self._errand: Errand | None = None
         self._task: Task | None = None
         self._work: Work | None = None
-        self._mirror: Path | None = None
+        self._mirror: Mirror | None = None
 
     def here(self) -> str:
         """Where the worker is, said before it loads anything."""
@@ -66,7 +66,7 @@ class Maker:
         """Open the errand and load its models."""
         try:
             self._open(errand)
-            return Ready(_node(), device_kind(), None)
+            return Ready(_node(), device_kind(), None, device_name())
         except Exception as error:
             self.close()
             return Ready(_node(), "unknown", in_words(error))
@@ -75,7 +75,11 @@ class Maker:
         """Make one shard. None when it is made; else in words why it could not be."""
         try:
             task, work = self._open(errand)
-            shard = next(shard for shard in work.shards if shard.name == name)
+            shard = next((shard for shard in work.shards if shard.name == name), None)
+            if shard is None:
+                raise StudyError(
+                    f"the work is cut otherwise there and has no shard {name}: is a model of another content?"
+                )
             work.make(shard)
             if errand.store is not None:
                 send_shard(task.study, errand.stage, errand.key, shard, Depot.at(errand.store))
@@ -90,7 +94,7 @@ class Maker:
         if self._work is not None:
             self._work.__exit__(None, None, None)
         if self._mirror is not None:
-            shutil.rmtree(self._mirror, ignore_errors=True)
+            self._mirror.drop()
         self._errand = self._task = self._work = self._mirror = None
 
     def _open(self, errand: Errand) -> tuple[Task, Work]:
@@ -99,7 +103,8 @@ class Maker:
         self.close()
         folder = Path(errand.study)
         if errand.store is not None:
-            folder = self._mirror = Path(tempfile.mkdtemp(prefix="unmask-"))
+            self._mirror = Mirror.made()
+            folder = self._mirror.study
             bring_needs(errand.stage, errand.key, Depot.at(errand.store), folder)
         elif not (folder / "study.yaml").is_file():
             raise StudyError(

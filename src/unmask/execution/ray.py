@@ -25,8 +25,9 @@ from unmask.stage import Shard, Work
 from unmask.study import Study
 
 ANSWER_SECONDS = 10.0
-CLOSE_SECONDS = 10.0
 """How long a cluster's head may take to accept a connection."""
+CLOSE_SECONDS = 10.0
+"""How long is waited for idle workers to let their models go: it takes them milliseconds."""
 
 
 class RayConfig(BaseModel):
@@ -60,6 +61,7 @@ class RayEngine:
         self._ray: Any = None
         self._connected_before = False
         self._actors: list[Any] = []
+        self._gpus = 0.0
 
     def __enter__(self) -> RayEngine:
         if find_spec("ray") is None:
@@ -71,12 +73,15 @@ class RayEngine:
     def __exit__(self, *exception: object) -> None:
         if self._ray is None:
             return
-        for actor in self._actors:
-            self._ray.kill(actor)
-        self._actors = []
+        self._dismiss()
         if not self._connected_before:
             self._ray.shutdown()
         self._ray = None
+
+    def _dismiss(self) -> None:
+        for actor in self._actors:
+            self._ray.kill(actor)
+        self._actors = []
 
     def make(self, task: Task, *, progress: Progress) -> None:
         """Make what waits of the task's shards. Raises StudyError naming those that could not be made; the others are kept."""
@@ -91,7 +96,7 @@ class RayEngine:
             return
         if depot is not None:
             send_needs(task, work, depot)
-        actors = self._crew(len(waiting), progress)
+        actors = self._crew(len(waiting), progress, on_device=task.stage.on_device)
         done = sum(shard.units for shard in work.shards if shard.made)
         progress.begin(
             f"{work.title}, {len(actors)} workers", total=done + sum(shard.units for shard in waiting), done=done
@@ -111,12 +116,16 @@ class RayEngine:
         progress: Progress,
     ) -> dict[str, str]:
         def accepts(answer: Ready) -> str | None:
-            if task.stage.needs_base:
+            if task.stage.on_device:
                 try:
                     claim_device(task.workspace, answer.device)
                 except StudyError as error:
                     return str(error)
             return None
+
+        def begins(answer: Ready) -> None:
+            if task.stage.on_device:
+                claim_device(task.workspace, answer.device, name=answer.device_name)
 
         def arrived(shard: Shard) -> bool:
             return shard.made if depot is None else bring_shard(task, shard, depot)
@@ -134,23 +143,44 @@ class RayEngine:
             *(raised.RayActorError, raised.NodeDiedError, raised.WorkerCrashedError),
             *(raised.OutOfMemoryError, raised.ObjectLostError),
         )
-        failed = Crew(self._ray, actors, errand, progress, accepts, arrived, died).run(waiting)
-        # This process may want the GPU next, and a node its disk.
-        closing = [actor.close.options(max_task_retries=0).remote() for actor in actors]
-        self._ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
+        crew = Crew(self._ray, actors, errand, progress, accepts, begins, arrived, died)
+        failed = crew.run(waiting)
+        self._let_go(actors, crew.placed())
         return failed
+
+    def _let_go(self, actors: list[Any], placed: list[tuple[Any, bool]]) -> None:
+        """Workers let their models and mirrors go: this process may want the GPU next, and a node its disk.
+
+        One that is still opening does so later, and none waits for it; one that waits for a node is not needed any more.
+        """
+        closing = {actor: actor.close.options(max_task_retries=0).remote() for actor, _ in placed}
+        idle = [closing[actor] for actor, through in placed if through]
+        if idle:
+            self._ray.wait(idle, num_returns=len(idle), timeout=CLOSE_SECONDS)
+        for actor in actors:
+            if actor not in closing:
+                self._ray.kill(actor)
+                self._actors.remove(actor)
 
     def _seen(self, study: Study) -> str:
         """Where a worker looks for the study: under the path that it has here."""
         return str(study.folder.resolve())
 
-    def _crew(self, shards: int, progress: Progress) -> list[Any]:
-        """As many workers as there are shards for, at most as the config says. They stay for the next stage."""
+    def _crew(self, shards: int, progress: Progress, *, on_device: bool) -> list[Any]:
+        """As many workers as there are shards for, at most as the config says. They stay for the next stage that wants such.
+
+        Where no model runs (not `on_device`) they take no GPU: there may be as many as there are CPUs.
+        """
         ray = self._connect(progress)
         cluster = ray.cluster_resources()
         gpus = self._config.gpus_per_worker
         if gpus is None:
             gpus = 1.0 if cluster.get("GPU", 0) >= 1 else 0.0
+        if not on_device:
+            gpus = 0.0
+        if gpus != self._gpus:
+            self._dismiss()
+            self._gpus = gpus
         wanted = self._config.workers or _room(cluster, cpus=self._config.cpus_per_worker, gpus=gpus)
         options = {
             "num_cpus": self._config.cpus_per_worker,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from unmask.artifact import write_text
+from unmask.devices import device_of, note_devices
 from unmask.errors import ConfigError, StudyError, UnmaskError
 from unmask.execution.task import Task
 from unmask.progress import Progress
@@ -16,7 +17,6 @@ from unmask.stage import Work
 from unmask.study import Workspace
 
 _SHARED = "shared"
-_DEVICE = "device"
 
 
 class Share(NamedTuple):
@@ -61,8 +61,8 @@ def make_share(task: Task, share: Share, *, progress: Progress) -> Made:
         )
     own = work.shards[share.number - 1 :: share.of]
     waiting = [shard for shard in own if not shard.made]
-    if waiting and task.stage.needs_base:
-        claim_device(task.workspace, device_kind())
+    if waiting and task.stage.on_device:
+        claim_device(task.workspace, device_kind(), name=device_name())
     total = sum(shard.units for shard in own)
     progress.begin(f"{work.title}, {share}", total=total, done=total - sum(shard.units for shard in waiting))
     failed: dict[str, str] = {}
@@ -105,17 +105,21 @@ def join(task: Task, *, progress: Progress) -> Work | None:
     workspace = task.workspace
     workspace.join()
     with _one_at_a_time(workspace):
-        if not is_shared(workspace):
-            write_text(workspace.folder / _SHARED, "shards were made by several processes\n")
-        return task.work(progress)
+        work = task.work(progress)
+        if work is not None and not is_shared(workspace):
+            note_shared(workspace)
+        return work
 
 
-def claim_device(workspace: Workspace, kind: str) -> None:
-    """Note that shards are made on that kind of device. Raises StudyError where others were made on another kind."""
+def claim_device(workspace: Workspace, kind: str, *, name: str | None = None) -> None:
+    """Note that shards are made on that kind of device. Raises StudyError where others were made on another kind.
+
+    `name` is that of a device that is about to make some; None where the kind alone is asked about.
+    """
     with _one_at_a_time(workspace):
         made_on = device_of(workspace)
-        if made_on is None:
-            note_device(workspace, kind)
+        if made_on in (None, kind):
+            note_devices(workspace, kind, [] if name is None else [name])
     if made_on not in (None, kind):
         raise StudyError(
             f"the shards in {workspace.folder} were made on {made_on}, this process would use {kind}",
@@ -129,22 +133,24 @@ def is_shared(workspace: Workspace) -> bool:
     return (workspace.folder / _SHARED).is_file()
 
 
-def device_of(workspace: Workspace) -> str | None:
-    """The kind of device that batches were made on; None where none is noted."""
-    mark = workspace.folder / _DEVICE
-    return mark.read_text(encoding="utf-8") if mark.is_file() else None
-
-
-def note_device(workspace: Workspace, kind: str) -> None:
-    """Note the kind of device that batches are made on."""
-    write_text(workspace.folder / _DEVICE, kind)
+def note_shared(workspace: Workspace) -> None:
+    """Note that others made shards there."""
+    write_text(workspace.folder / _SHARED, "shards were made by several processes\n")
 
 
 def device_kind() -> str:
-    """The kind of device that models of this process run on: cuda, mps or cpu."""
+    """The kind of device that models of this process run on."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def device_name() -> str:
+    """What that device is called; of a CPU, just that."""
+    import torch
+
+    kind = device_kind()
+    return torch.cuda.get_device_name(0) if kind == "cuda" else kind
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +46,9 @@ MOST_PASSING = 0.1
 """Above this share of such failures something is wrong with the provider, and no table is made."""
 
 
+Asker = Client | LocalJudge
+"""Who asks a judge: a model behind an API, or one in this process."""
+
 _EMPTY = Judgement(None, None, EMPTY_ANSWER, "")
 
 
@@ -67,7 +70,7 @@ def replies_path() -> Path:
 
 
 @contextmanager
-def open_client(name: str, asking: Asking) -> Generator[Client | LocalJudge]:
+def open_client(name: str, asking: Asking) -> Generator[Asker]:
     """Who asks the model of that name, on the user's store. Raises ConfigError for an unknown name or a missing key."""
     from unmask.llm.addresses import find_model
 
@@ -87,7 +90,7 @@ def open_client(name: str, asking: Asking) -> Generator[Client | LocalJudge]:
 
 
 def judge_table(
-    client: Client | LocalJudge,
+    client: Asker,
     rubrics: Sequence[Rubric],
     answers: pd.DataFrame,
     *,
@@ -103,20 +106,51 @@ def judge_table(
     are not asked about. Raises ModelError where more than one in ten requests failed for a reason that may pass; what was
     replied is kept.
     """
+    progress.begin(f"judging by {client.address.name}", total=count_asked(rubrics, answers))
+    found = judgements_of(
+        client,
+        rubrics,
+        answers,
+        asking=asking,
+        seed=seed,
+        repeat=repeat,
+        answer_first=answer_first,
+        on_judged=progress.advance,
+    )
+    progress.end()
+    refuse_outage(client.address.name, found)
+    return found
+
+
+def count_asked(rubrics: Sequence[Rubric], answers: pd.DataFrame) -> int:
+    """How many judgements a judge is asked for: none of an answer without words."""
+    return len(rubrics) * len(_wordy(answers))
+
+
+def judgements_of(
+    client: Asker,
+    rubrics: Sequence[Rubric],
+    answers: pd.DataFrame,
+    *,
+    asking: Asking,
+    seed: int,
+    repeat: int = 0,
+    answer_first: bool = False,
+    on_judged: Callable[[int], None] = lambda _: None,
+) -> pd.DataFrame:
+    """As `judge_table`, without a word on how it goes, and however many requests failed. `on_judged` is told 1 after each."""
     import pandas as pd
 
-    wordy = np.flatnonzero([bool(text.split()) for text in answers["text"]])
-    asked = [(number, int(row)) for number in range(len(rubrics)) for row in wordy]
+    asked = [(number, row) for number in range(len(rubrics)) for row in _wordy(answers)]
     asked = [asked[place] for place in np.random.default_rng(seed).permutation(len(asked))]
     questions, texts = answers["question"].tolist(), answers["text"].tolist()
-    progress.begin(f"judging by {client.address.name}", total=len(asked))
     found = judge_answers(
         client,
         [(rubrics[number], questions[row], texts[row]) for number, row in asked],
         readout="choice" if isinstance(client, LocalJudge) else asking.readout,
         repeat=repeat,
         answer_first=answer_first,
-        on_judged=lambda *_: progress.advance(),
+        on_judged=lambda *_: on_judged(1),
     )
     judged = dict(zip(asked, found, strict=True))
     tables = []
@@ -125,10 +159,11 @@ def judge_table(
         table = pd.DataFrame([asdict(row) for row in rows], columns=["score", "readout", "missing_reason", "raw"])
         table.insert(0, "response_id", answers["response_id"].to_numpy())
         tables.append(table.assign(judge=client.address.name, rubric=rubric.name)[JUDGEMENTS.names])
-    progress.end()
-    whole = pd.concat(tables, ignore_index=True).astype({"score": float})
-    refuse_outage(client.address.name, whole)
-    return whole
+    return pd.concat(tables, ignore_index=True).astype({"score": float})
+
+
+def _wordy(answers: pd.DataFrame) -> list[int]:
+    return [row for row, text in enumerate(answers["text"]) if text.split()]
 
 
 def refuse_outage(judge: str, judgements: pd.DataFrame) -> None:

@@ -5,14 +5,17 @@ Stages that judge answers (the study's own, steered ones) share this, so that a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unmask.analysis.judging import EMPTY_ANSWER
 from unmask.artifact import digest_json
 from unmask.errors import ConfigError, listed
 from unmask.judges.asking import JUDGEMENTS, Asking, judge_table, open_client, usage_text
 from unmask.judges.labels import read_labels
+from unmask.judges.local import PREFIX
 from unmask.judges.offline import OFFLINE_JUDGE, judge_offline
 from unmask.judges.settings import MISALIGNMENT_RUBRICS, OFFLINE, ScoresConfig
 from unmask.llm.client import Prices
@@ -45,11 +48,12 @@ def score_answers(
     fit: LogisticFit,
     encoder: SentenceEncoder,
     progress: Progress,
+    judged: Mapping[str, pd.DataFrame] | None = None,
 ) -> Scored:
     """Score `answers` (response_id, question, text, perplexity under the base model) in their order.
 
-    `fit` is the offline judge's. The scores that count are those of `config.judge`. Raises UnmaskError as `open_client`,
-    `judge_table`, `read_labels` and `rubrics_of` do.
+    `fit` is the offline judge's; `judged` has tables of judges that have read them already, by name. The scores that count are
+    those of `config.judge`. Raises UnmaskError as `open_client`, `judge_table`, `read_labels` and `rubrics_of` do.
     """
     progress.begin("judging offline", total=1)
     offline = judge_offline(
@@ -62,7 +66,7 @@ def score_answers(
         coherence=[j.coherence for j in offline],
         missing_reason=[j.missing_reason for j in offline],
     )
-    judgements, usage = _all_judgements(config, own, progress)
+    judgements, usage = _all_judgements(config, own, progress, judged or {})
     scores = own if config.judge == OFFLINE else _of_judge(config, own, judgements)
     return Scored(scores, judgements, usage)
 
@@ -121,7 +125,9 @@ def digest_judging(config: ScoresConfig) -> str:
     return digest_json(told)
 
 
-def _all_judgements(config: ScoresConfig, own: pd.DataFrame, progress: Progress) -> tuple[pd.DataFrame, dict[str, str]]:
+def _all_judgements(
+    config: ScoresConfig, own: pd.DataFrame, progress: Progress, judged: Mapping[str, pd.DataFrame]
+) -> tuple[pd.DataFrame, dict[str, str]]:
     """Every judge's judgements, the offline one's first, and what asking came to."""
     import pandas as pd
 
@@ -140,16 +146,26 @@ def _all_judgements(config: ScoresConfig, own: pd.DataFrame, progress: Progress)
         for rubric, readout in (("misalignment", "classifier"), ("coherence", "heuristic"))
     ]
     usage: dict[str, str] = {}
-    asking = asking_of(config)
     for name in config.models:
-        with open_client(name, asking) as client:
-            rubrics = rubrics_of(config)
-            parts.append(judge_table(client, rubrics, own, asking=asking, seed=config.seed, progress=progress))
-            usage[f"requests to {name}"] = usage_text(client.meter)
+        table, cost = (judged[name], "") if name in judged else _ask(name, config, own, progress)
+        parts.append(table)
+        if name.startswith(PREFIX):  # who asked whom how often hangs on the machine, and nothing is paid
+            usage[f"requests to {name}"] = f"{int((table['missing_reason'] != EMPTY_ANSWER).sum()):,} judgements"
+        else:
+            usage[f"requests to {name}"] = cost
     if config.human_labels is not None:
         rows = read_labels(labels_path(config), own["response_id"].tolist())
         parts.append(rows.assign(readout="person", missing_reason=None, raw=None))
     return pd.concat(parts, ignore_index=True)[JUDGEMENTS.names], usage
+
+
+def _ask(name: str, config: ScoresConfig, own: pd.DataFrame, progress: Progress) -> tuple[pd.DataFrame, str]:
+    """A judge's judgements, and what asking came to."""
+    asking = asking_of(config)
+    with open_client(name, asking) as client:
+        rubrics = rubrics_of(config)
+        table = judge_table(client, rubrics, own, asking=asking, seed=config.seed, progress=progress)
+        return table, usage_text(client.meter)
 
 
 def _of_judge(config: ScoresConfig, own: pd.DataFrame, judgements: pd.DataFrame) -> pd.DataFrame:

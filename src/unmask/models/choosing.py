@@ -19,7 +19,11 @@ from unmask.models.step_masks import windows
 
 
 class Chooser:
-    """Keeps the last prompt's keys and values: the next prompt runs only from where the two differ."""
+    """Keeps the keys and values of one beginning: the next prompt that begins with it runs only what is behind it.
+
+    Where a prompt's beginning ends is the caller's word alone. What is run behind it has therefore the same shapes, and every bit
+    of what is found is the same, whatever was asked before.
+    """
 
     def __init__(self, loaded: LoadedModel) -> None:
         """Raises ModelError for a model whose past is more than keys and values that can be cut back."""
@@ -31,26 +35,36 @@ class Chooser:
             )
         self._loaded, self._windows = loaded, found
         self._cache: DynamicCache | None = None
-        self._ids: tuple[int, ...] = ()
+        self._beginning: tuple[int, ...] | None = None
 
     @torch.inference_mode()
-    def log_probs(self, prompt_ids: Sequence[int], choices: Sequence[Sequence[int]]) -> np.ndarray:
-        """Summed log-probability (nats, float64, C) of each continuation, one token or more, behind the prompt."""
-        with self._loaded.active():
-            next_V = self._run_prompt(tuple(prompt_ids))
-            first_C = [float(next_V[choice[0]]) for choice in choices]
-            return np.array(first_C) + self._rest(choices, prompt_length=len(prompt_ids))
+    def log_probs(
+        self, prompt_ids: Sequence[int], choices: Sequence[Sequence[int]], *, beginning: int = 0
+    ) -> np.ndarray:
+        """Summed log-probability (nats, float64, C) of each continuation, one token or more, behind the prompt.
 
-    def _run_prompt(self, ids: tuple[int, ...]) -> torch.Tensor:
-        """Log-probabilities (V) of what follows the prompt; its keys and values are in the cache afterwards."""
-        known = 0
-        if self._cache is not None:
-            while known < min(len(ids), len(self._ids)) - 1 and ids[known] == self._ids[known]:
-                known += 1
-        cache = self._cut(known)
-        ids_1P = torch.tensor([ids[known:]], device=self._loaded.device)
-        output = self._model(input_ids=ids_1P, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        self._ids = ids
+        `beginning` is how many of its tokens, fewer than all, are run by themselves and kept for the next prompt.
+        """
+        assert 0 <= beginning < len(prompt_ids)
+        begins, rest = tuple(prompt_ids[:beginning]), tuple(prompt_ids[beginning:])
+        # A pass that breaks off leaves a cache of which nothing is known: what is kept is noted once all is run.
+        kept, self._beginning = self._beginning, None
+        with self._loaded.active():
+            if begins != kept:
+                self._cut(0)
+                if begins:
+                    self._run(begins)
+            self._cut(beginning)
+            next_V = self._run(rest)
+            first_C = [float(next_V[choice[0]]) for choice in choices]
+            found_C = np.array(first_C) + self._rest(choices, prompt_length=len(prompt_ids))
+        self._beginning = begins
+        return found_C
+
+    def _run(self, ids: tuple[int, ...]) -> torch.Tensor:
+        """Run tokens behind what is in the cache, and leave theirs there. Returns log-probabilities (V) of what follows."""
+        ids_1P = torch.tensor([ids], device=self._loaded.device)
+        output = self._model(input_ids=ids_1P, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         return torch.log_softmax(output.logits[0, -1].float(), dim=-1)
 
     def _rest(self, choices: Sequence[Sequence[int]], *, prompt_length: int) -> np.ndarray:
@@ -84,15 +98,12 @@ class Chooser:
         found_T = log_TV.gather(1, targets_T[:, None])[:, 0].double().cpu().numpy()
         return np.bincount(np.array(own), weights=found_T, minlength=len(choices))
 
-    def _cut(self, length: int) -> DynamicCache:
-        """The cache of the first `length` tokens. It keeps all of the past, also for layers with a window."""
-        cache = self._cache
-        if cache is None or length == 0:
-            cache = DynamicCache()
-        elif (surplus := cache.get_seq_length() - length) > 0:
-            cache.crop(-surplus)
-        self._cache = cache
-        return cache
+    def _cut(self, length: int) -> None:
+        """Cut the cache back to the first `length` tokens. It keeps all of the past, also for layers with a window."""
+        if self._cache is None or length == 0:
+            self._cache = DynamicCache()
+        elif (surplus := self._cache.get_seq_length() - length) > 0:
+            self._cache.crop(-surplus)
 
     @property
     def _model(self) -> Any:

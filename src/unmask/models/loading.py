@@ -256,9 +256,11 @@ def without_weights(config: Any, *, trust_remote_code: bool = False) -> PreTrain
         ) from error
 
 
-def backend(source: ModelSource) -> dict[str, str]:
-    """What a model is run with on this machine: device, dtype, and which implementation of attention."""
-    device = pick_device()
+def backend(source: ModelSource, *, made_on: str | None = None) -> dict[str, str]:
+    """What a model is run with: device, dtype, and which implementation of attention. `made_on` is another machine's device."""
+    import torch
+
+    device = pick_device() if made_on is None else torch.device(made_on)
     found = {"device": device.type, "dtype": str(pick_dtype(source, device)).removeprefix("torch.")}
     try:
         model = without_weights(load_config(source), trust_remote_code=source.trust_remote_code)

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from unmask.errors import UnmaskError
 from unmask.execution.address import Address
 from unmask.execution.arrival import LEAST_PYTHON, entered
-from unmask.execution.host import Host, HostError, printable
+from unmask.execution.hearsay import number_from_host, printable
+from unmask.execution.host import Host, HostError
 from unmask.execution.ssh import Access, require_asyncssh
 from unmask.execution.wheel import pins
 from unmask.pipeline import StudyPipeline
@@ -102,22 +103,16 @@ async def _machine(host: Host, opened: StudyPipeline, order: RemoteOrder) -> lis
             "ok",
             f"{host.python_version} at {printable(host.python)} (needs {'.'.join(map(str, LEAST_PYTHON))})",
         ),
-        Finding(
-            "system",
-            "ok",
-            printable(
-                f"{facts.get('system')}, {facts.get('cpus')} CPUs{_gigabytes(facts.get('memory'), ', {} of memory')}"
-            ),
-        ),
+        *_guarded(facts, lambda: _system(facts)),
         *_guarded(facts, lambda: _gpu(facts, needs)),
         *_guarded(facts, lambda: _environment(facts, order)),
         *_guarded(facts, lambda: _cuda(facts)),
         *_guarded(facts, lambda: _disk(facts, needs, host)),
-        *_guarded(facts, lambda: _clock(float(facts["time"]) - clock)),
+        *_guarded(facts, lambda: _clock(_number(facts["time"]) - clock)),
         Finding(
             "this study there",
-            "note" if going else "ok",
-            f"running (process {going.get('pid')}): `unmask remote logs -f` shows it"
+            "note" if isinstance(going, dict) else "ok",
+            printable(f"running (process {str(going.get('pid'))[:20]}): `unmask remote logs -f` shows it")
             if isinstance(going, dict)
             else "not running",
         ),
@@ -128,8 +123,20 @@ def _guarded(facts: dict[str, Any], judge: Callable[[], Finding]) -> list[Findin
     """A finding from what the host says of itself, which may be anything."""
     try:
         return [judge()]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise HostError("the host does not describe itself as it should", mend="Do not trust it") from error
+
+
+def _number(value: object) -> float:
+    """Raises ValueError for what is none that a machine could mean."""
+    if (number := number_from_host(value)) is None:
+        raise ValueError("no number")
+    return number
+
+
+def _system(facts: dict[str, Any]) -> Finding:
+    memory = "" if facts["memory"] is None else f", {_size(facts['memory'])} of memory"
+    return Finding("system", "ok", printable(f"{facts['system']}, {facts['cpus']} CPUs{memory}"[:500]))
 
 
 def _gpu(facts: dict[str, Any], needs: Needs | None) -> Finding:
@@ -137,7 +144,7 @@ def _gpu(facts: dict[str, Any], needs: Needs | None) -> Finding:
     if not gpus:
         return Finding("GPU", "note", "none that nvidia-smi shows: the study would run on the CPU")
     words = ", ".join(printable(f"{gpu['name']} ({_size(gpu['free'])} free of {_size(gpu['total'])})") for gpu in gpus)
-    most = max(int(gpu["free"]) for gpu in gpus)
+    most = max(_number(gpu["free"]) for gpu in gpus)
     if needs is not None and needs.weights > most:
         return Finding("GPU", "no", f"{words}; the models' weights take {_size(needs.weights)}")
     return Finding("GPU", "ok", words if needs is None else f"{words}; the models' weights take {_size(needs.weights)}")
@@ -172,7 +179,7 @@ def _cuda(facts: dict[str, Any]) -> Finding:
 
 
 def _disk(facts: dict[str, Any], needs: Needs | None, host: Host) -> Finding:
-    free = int(facts["free"])
+    free = _number(facts["free"])
     made = facts["environment"] is not None
     wanted = (0 if made else ENVIRONMENT_BYTES) + (SPARE_BYTES if needs is None else needs.disk)
     words = f"{_size(free)} free at {host.root}; about {_size(wanted)} are needed"
@@ -187,9 +194,5 @@ def _clock(seconds: float) -> Finding:
     return Finding("clock", "note", f"{seconds:+.0f} s from here: times in manifests will be off, results not")
 
 
-def _size(amount: float) -> str:
-    return f"{amount / 1e9:.1f} GB"
-
-
-def _gigabytes(amount: object, words: str) -> str:
-    return words.format(_size(amount)) if isinstance(amount, int) else ""
+def _size(amount: object) -> str:
+    return f"{_number(amount) / 1e9:.1f} GB"

@@ -81,6 +81,13 @@ class Ledger:
         write_json(self.study.folder / FILE, self.content)
 
 
+def last_pod(study: Study) -> str | None:
+    """The rented pod that a study ran on last; None where that was another machine, or none."""
+    last = Ledger.of(study).last
+    pod = None if last is None else last.get("pod")
+    return pod if isinstance(pod, str) else None
+
+
 def last_address(study: Study) -> tuple[Address, str]:
     """Where a study ran last, and below which root. Raises StudyError where it never ran on another machine."""
     last = Ledger.of(study).last

@@ -31,6 +31,21 @@ def stages_there(state: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def devices_there(state: dict[str, Any]) -> dict[str, str]:
+    """Digest of the mark of the device, by the scratch folder that has one. Raises HostError for a list that is none."""
+    found = state.get("batches")
+    if not isinstance(found, list):
+        raise HostError("the host does not say which batches it has", mend="Do not trust it")
+    devices = {}
+    for entry in found:
+        if not isinstance(entry, list) or len(entry) != 3 or not isinstance(entry[0], str):
+            raise HostError("the host does not say which batches it has", mend="Do not trust it")
+        *_, folder, name = ["", "", *entry[0].split("/")]
+        if name == "device":
+            devices[folder] = str(entry[2])
+    return devices
+
+
 def follow_request(places: Places, offset: int, *, once: bool = False, files: bool = True) -> dict[str, Any]:
     """The request for a run\'s log from byte `offset` on, its results, its end; `once`: only what is there now."""
     return {

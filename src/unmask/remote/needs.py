@@ -12,9 +12,11 @@ from pathlib import Path, PurePosixPath
 
 from unmask.artifact import digest_file
 from unmask.battery import BATTERIES
+from unmask.devices import devices_note
 from unmask.errors import ConfigError
 from unmask.models.embedded import EMBEDDED
 from unmask.pipeline import STAGE_NAMES, StudyPipeline
+from unmask.study import Workspace
 from unmask.study_file import StudyConfig
 from unmask.training_set import TRAINING_SETS
 
@@ -126,7 +128,8 @@ def finished(opened: StudyPipeline, *, there: dict[str, tuple[str, str]]) -> lis
 def batches(opened: StudyPipeline, *, devices: dict[str, str]) -> list[Need]:
     """Batches of stages at work here. `devices` has, by scratch folder, the digest of the device mark that is there already.
 
-    Batches of another kind of device are left: numbers of two kinds would stand beside each other.
+    Batches of another kind of device are left: numbers of two kinds would stand beside each other. The names of those that took
+    part are sent where there is no mark yet: elsewhere there are names, which may be more than are known here.
     """
     found = []
     scratch = opened.study.scratch
@@ -138,7 +141,10 @@ def batches(opened: StudyPipeline, *, devices: dict[str, str]) -> list[Need]:
         mark = folder / "device"
         if mark.is_file() and devices.get(folder.name, digest_file(mark)) != digest_file(mark):
             continue
-        paths = [mark] if mark.is_file() else []
+        names = None if folder.name in devices else devices_note(Workspace(folder))
+        paths = [
+            path for path in (names, mark) if path is not None and path.is_file()
+        ]  # the mark last: both are there then
         for place in (folder, folder / "batches"):
             paths += sorted(path for path in place.glob("*") if path.suffix in BATCH_SUFFIXES and path.is_file())
         found += [need(path, mirrored(path)) for path in paths if not path.name.startswith(".")]

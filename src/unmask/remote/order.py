@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unmask.errors import ConfigError
 
@@ -23,7 +24,7 @@ class RemoteOrder(BaseModel):
     until: str | None = None
     force: tuple[str, ...] = ()
     send_keys: tuple[str, ...] = Field((), description="environment variables whose values the run may see")
-    max_gb: float = Field(100.0, gt=0)
+    max_gb: float = Field(100.0, gt=0, le=1e12, allow_inf_nan=False)
     retries: int = Field(6, ge=0, description="times in a row that a cut connection is opened again")
     even_if_done: bool = Field(False, description="go there although nothing is left to be run")
 
@@ -38,6 +39,19 @@ class RemoteOrder(BaseModel):
                 )
             found[name] = value
         return found
+
+
+Asked = TypeVar("Asked", bound=BaseModel)
+
+
+def from_options(model: type[Asked], values: Mapping[str, Any]) -> Asked:
+    """What is asked for, from options by the names of its fields. Raises ConfigError, naming the option."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).replace("_", "-")
+        raise ConfigError(f"--{name} is {first['input']!r}: {first['msg']}", mend="Correct it") from error
 
 
 class Voice(Protocol):

@@ -244,6 +244,9 @@ def _acquire(client: RunPod, pod_id: str, settings: RentSettings, progress: Prog
     except BaseException as problem:  # Ctrl-C too: what was made costs money
         ours = _ours(client, progress, chosen, claims, patient=not isinstance(problem, UnmaskError))
         _undo((client, settings, progress), ours, problem)
+        if chosen is not None and not ours:
+            ran = f"pod {describe(chosen.pod)} ran before, is left running, and costs money until it is stopped: {CONSOLE_URL}"
+            _say(progress, ran)
         raise
     return rented
 

@@ -14,9 +14,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from unmask.artifact import digest_file, digest_json, link_or_copy, read_json, sync
+from unmask.artifact import digest_bytes, digest_file, digest_json, link_or_copy, read_json, sync
+from unmask.collection import Recorded
+from unmask.devices import KINDS, device_of, note_devices
 from unmask.errors import ArtifactError, StudyError
-from unmask.execution.host import Host, HostError, printable
+from unmask.execution.hearsay import number_from_host, printable, steers_terminal
+from unmask.execution.host import Host, HostError
 from unmask.execution.on_host.listing import LINK
 from unmask.pipeline import STAGE_NAMES, StudyPipeline
 from unmask.publication import publish
@@ -24,6 +27,7 @@ from unmask.remote.needs import BATCH_SUFFIXES
 from unmask.study import StageRecord, Study, Workspace, adopt, drop_scratch
 
 MANIFEST_LIMIT = 16 << 20
+NOT_TAKEN = "Nothing of it was taken"
 SPARE_BYTES = 500_000_000
 """Free space that is left on the disk here."""
 FILE_SUFFIXES = (
@@ -32,6 +36,7 @@ FILE_SUFFIXES = (
 """Kinds of files that a stage makes."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,199}")
 _PUBLISHED = re.compile(r"report\.html|figures/[^/]+")
+_MARKS = frozenset(digest_bytes(kind.encode()) for kind in KINDS)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _BATCH = re.compile(
     r"\.scratch/(?P<folder>(?P<stage>[a-z_]+?)(?:-recorded)?-(?P<key>[0-9a-f]{12}))/(?:batches/)?(?P<name>[^/]+)"
@@ -68,7 +73,7 @@ class Incoming:
         our hands, so that it should be looked at again.
         """
         if name not in STAGE_NAMES:
-            raise Untrusted(f"{self.host.address} offers a stage called {_shown(name)}", mend="Nothing of it was taken")
+            raise Untrusted(f"{self.host.address} offers a stage called {_shown(name)}", mend=NOT_TAKEN)
         stage = str(name)
         here = self._record(stage)
         key, digest, size, sha256 = (told.get(field) for field in ("key", "files", "size", "sha256"))
@@ -77,7 +82,7 @@ class Incoming:
         if here is not None and (here.key != key or stage not in self.forced) and self._done(stage):
             return False
         if not (isinstance(size, int) and _is_digest(sha256) and _is_digest(key)) or not 0 < size <= MANIFEST_LIMIT:
-            raise Untrusted(f"{self.host.address} offers a stage {stage} without a proper manifest")
+            raise Untrusted(f"{self.host.address} offers a stage {stage} without a proper manifest", mend=NOT_TAKEN)
         manifest = await self._fetched(f"{stage}/manifest.json", size=size, digest=str(sha256))
         record = self._read_manifest(manifest, stage)
         workspace = Workspace(self._plain(f".scratch/{stage}-{record.key[:12]}"))
@@ -110,11 +115,14 @@ class Incoming:
             raw = None
         names = {field.name for field in fields(StageRecord)}
         if not isinstance(raw, dict) or set(raw) != names or raw["stage"] != stage or not _is_digest(raw["key"]):
-            raise Untrusted(f"the manifest of stage {stage} from {self.host.address} is none")
-        if not isinstance(raw["files"], dict) or not all(
-            isinstance(raw[name], dict) for name in ("summary", "config", "inputs")
-        ):
-            raise Untrusted(f"the manifest of stage {stage} from {self.host.address} is none")
+            raise Untrusted(f"the manifest of stage {stage} from {self.host.address} is none", mend=NOT_TAKEN)
+        tables = (isinstance(raw[name], dict) for name in ("files", "summary", "config", "inputs"))
+        if not all(tables) or not _is_dated(raw):
+            raise Untrusted(f"the manifest of stage {stage} from {self.host.address} is none", mend=NOT_TAKEN)
+        if steers_terminal(raw):
+            raise Untrusted(
+                f"the manifest of stage {stage} from {self.host.address} has control characters in it", mend=NOT_TAKEN
+            )
         for name, digest in raw["files"].items():
             parts = name.split("/")
             named = len(parts) <= 4 and all(_NAME.fullmatch(part) for part in parts)
@@ -125,7 +133,7 @@ class Incoming:
             if not named or not name.endswith(FILE_SUFFIXES) or name == "manifest.json" or not _is_digest(digest):
                 raise Untrusted(
                     f"stage {stage} from {self.host.address} lists a file {_shown(name)}",
-                    mend="Nothing of it was taken",
+                    mend=NOT_TAKEN,
                 )
         return StageRecord(**raw)
 
@@ -164,7 +172,7 @@ class Incoming:
     async def batches(self, entries: object) -> int:
         """Take finished batches of stages at work. Returns how many were taken; one that has gone meanwhile is not missed."""
         if not isinstance(entries, list):
-            raise Untrusted(f"{self.host.address} offers batches without names")
+            raise Untrusted(f"{self.host.address} offers batches without names", mend=NOT_TAKEN)
         taken = 0
         checked = [self._check_batch(entry) for entry in entries]
         for found, size, digest in sorted(checked, key=lambda entry: entry[0]["name"] != "device"):
@@ -177,11 +185,11 @@ class Incoming:
         found = _BATCH.fullmatch(path) if isinstance(path, str) else None
         named = found is not None and found["stage"] in STAGE_NAMES and bool(_NAME.fullmatch(found["name"]))
         if not named or not (found["name"] == "device" or found["name"].endswith(BATCH_SUFFIXES)):
-            raise Untrusted(f"{self.host.address} offers a file called {_shown(path)}", mend="Nothing of it was taken")
+            raise Untrusted(f"{self.host.address} offers a file called {_shown(path)}", mend=NOT_TAKEN)
         if digest == LINK:
-            raise Untrusted(f"{_shown(path)} on {self.host.address} is a link", mend="Nothing of it was taken")
+            raise Untrusted(f"{_shown(path)} on {self.host.address} is a link", mend=NOT_TAKEN)
         if not isinstance(size, int) or size < 0 or not _is_digest(digest):
-            raise Untrusted(f"{self.host.address} offers {_shown(path)} without size and checksum")
+            raise Untrusted(f"{self.host.address} offers {_shown(path)} without size and checksum", mend=NOT_TAKEN)
         assert found is not None
         return found, size, str(digest)
 
@@ -192,11 +200,17 @@ class Incoming:
         target = self._plain(found[0])
         if target.is_file() and (digest_file(target) == digest or self._keeps(found)):
             return False
+        if found["name"] == "device" and digest not in _MARKS:
+            raise Untrusted(f"{self.host.address} names a device that there is not", mend=NOT_TAKEN)
         part = await self._fetched(found[0], size=size, digest=digest)
+        if found["name"] == "device" and target.exists():  # of another kind of device: what was made on that one goes
+            shutil.rmtree(target.parent / "batches", ignore_errors=True)
+            Recorded.drop(self.study.scratch)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if found["name"] == "device" and target.exists():
-            shutil.rmtree(target.parent / "batches", ignore_errors=True)  # of another kind of device
         part.replace(target)
+        workspace = Workspace(self.study.scratch / found["folder"])
+        if (kind := device_of(workspace)) is not None:
+            note_devices(workspace, kind, [kind])  # its name is not known here
         return True
 
     def _keeps(self, found: re.Match[str]) -> bool:
@@ -255,6 +269,18 @@ def forced_from(stages: Sequence[str]) -> frozenset[str]:
     """Stages that `--force` of these may make anew to the same key: they, and all that come after."""
     places = [STAGE_NAMES.index(stage) for stage in stages if stage in STAGE_NAMES]
     return frozenset(STAGE_NAMES[min(places) :]) if places else frozenset()
+
+
+def _is_dated(raw: dict[str, Any]) -> bool:
+    """Whether version, time and place of a manifest are of the kinds that a stage writes."""
+    place, inputs = raw["environment"], raw["inputs"].values()
+    texts = isinstance(place, dict) and all(
+        isinstance(text, str) for text in (*place.values(), *inputs, raw["started"])
+    )
+    counted = type(raw["version"]) is int and all(
+        number_from_host(raw[name]) is not None for name in ("version", "seconds")
+    )
+    return texts and counted
 
 
 def _is_digest(value: object) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from unmask.remote.returning import Incoming, Untrusted, forced_from
 from unmask.remote.sending import begin, busy, send
 
 LONGEST_WAIT = 30.0
+_IDENTITY = re.compile(r"[A-Za-z0-9-]{1,64}")
 QUEUE_LIMIT = 10_000
 """Messages about files that may wait: a run says at most a few in a second, and each file is fetched once."""
 
@@ -47,6 +49,7 @@ class RemoteRun:
     voice: Voice
     timer: Callable[[], str | None] | None = None
     rented: LeftRunning | None = None
+    pod: str | None = None
     identity: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     first_wait: float = 1.0
     entered: bool = False
@@ -59,21 +62,25 @@ class RemoteRun:
 
     def run(self) -> None:
         """Run the study there and bring all of it back. Raises UnmaskError, with the run's own words where it failed."""
+        with self.opened.study.lock():
+            self.run_locked()
+
+    def run_locked(self) -> None:
+        """`run`, for a caller that holds the study's lock already."""
         require_asyncssh()
         self.order.keys()
         _known(self.order)
-        with self.opened.study.lock():
-            if not self._going() and is_done(self.opened, self.order):
-                self.voice.note("All of it is done here already: nothing was sent or run")
-                return
-            if not self._going():
-                check_here(self.opened)
-            try:
-                end = asyncio.run(self._through_cuts(self._session))
-            except SshError:
-                self._leave()
-                raise
-            self._conclude(end)
+        if not self._going() and is_done(self.opened, self.order):
+            self.voice.note("All of it is done here already: nothing was sent or run")
+            return
+        if not self._going():
+            check_here(self.opened)
+        try:
+            end = asyncio.run(self._through_cuts(self._session))
+        except SshError:
+            self._leave()
+            raise
+        self._conclude(end)
 
     def note_cost(self, record: dict[str, Any]) -> None:
         """Keep what a rented machine cost."""
@@ -126,13 +133,17 @@ class RemoteRun:
             timer = self._timer()
             await begin(host, places, self.opened, self.order, identity=self.identity, timer=timer, package=package)
             self.begun, self.armed = True, timer is not None
-            place = {"on": str(self.address), "root": str(host.root)}
-            ledger.note(self.identity, **place, started=_now(), force=list(self.order.force))
+            ledger.note(self.identity, **self._place(host), started=_now(), force=list(self.order.force))
             self.voice.note(f"Running on {self.address} (run {self.identity})")
         else:
-            ledger.note(self.identity, on=str(self.address), root=str(host.root))
+            ledger.note(self.identity, **self._place(host))
             await self._arm(host)
         return await self._follow(host, places, incoming)
+
+    def _place(self, host: Host) -> dict[str, str]:
+        """Where the run is, for the ledger."""
+        pod = {} if self.pod is None else {"pod": self.pod}
+        return {"on": str(self.address), "root": str(host.root), **pod}
 
     def _timer(self) -> str | None:
         """The rented machine's own timer as a line of shell, for what is left of its limit now."""
@@ -161,11 +172,13 @@ class RemoteRun:
         if isinstance(ended, dict) and ended.get("id") == self.identity:  # over, in the time of a cut connection
             self.begun = True
         elif isinstance(going, dict):
-            identity = str(going.get("id"))
+            identity, pid = going.get("id"), going.get("pid")
+            if not (isinstance(identity, str) and _IDENTITY.fullmatch(identity) and isinstance(pid, int)):
+                raise HostError(f"{self.address} does not say which run is going on", mend="Do not trust it")
             if identity != self.identity:
                 if self.order.force or self.order.until:
-                    raise busy(host, self.opened, going.get("pid"))
-                self.voice.note(f"A run of this study (process {going.get('pid')}) is going on there: following it")
+                    raise busy(host, self.opened, pid)
+                self.voice.note(f"A run of this study (process {pid}) is going on there: following it")
                 self.identity = identity
             self.begun = True
         elif isinstance(state.get("holder"), int):

@@ -8,10 +8,12 @@ from typing import Any
 
 from unmask.artifact import digest_bytes, digest_json
 from unmask.errors import StudyError
-from unmask.execution.host import Host, HostError, printable
+from unmask.execution.hearsay import number_from_host, printable
+from unmask.execution.host import Host, HostError
 from unmask.execution.wheel import pins, wheel
 from unmask.pipeline import StudyPipeline
 from unmask.remote.ledger import Places
+from unmask.remote.looking import devices_there
 from unmask.remote.needs import batches, finished, referred
 from unmask.remote.order import RemoteOrder, Voice
 
@@ -30,12 +32,7 @@ async def send(
     package_digest = digest_bytes(package)
     package_target = places.root / "wheels" / f"{package_digest[:16]}.whl"
     there = {name: (str(found.get("key")), str(found.get("files"))) for name, found in _table(state, "stages").items()}
-    devices = {
-        str(entry[0]).split("/")[1]: str(entry[2])
-        for entry in state.get("batches", ())
-        if str(entry[0]).endswith("/device")
-    }
-    needs = [*referred(opened), *finished(opened, there=there), *batches(opened, devices=devices)]
+    needs = [*referred(opened), *finished(opened, there=there), *batches(opened, devices=devices_there(state))]
     wanted = [(places.tree / item.target, item.size, item.digest, item.source) for item in needs]
     listed = [
         [str(package_target), len(package), package_digest],
@@ -44,8 +41,10 @@ async def send(
     answer = await host.ask("compare", {"files": listed})
     missing = _missing(answer, len(listed))
     amount = sum(int(listed[place][1]) for place in missing)
-    free = answer.get("free")
-    if isinstance(free, int) and free < amount + SPARE_BYTES:
+    free = number_from_host(answer.get("free"))
+    if free is None:
+        raise HostError(f"{host.address} does not say how much room it has", mend="Do not trust it")
+    if free < amount + SPARE_BYTES:
         raise HostError(
             f"{host.address} has {free / 1e6:.0f} MB left on the disk of {places.root}; {amount / 1e6:.0f} MB are to be "
             f"sent, and a run wants {SPARE_BYTES / 1e6:.0f} MB",
@@ -123,8 +122,10 @@ def environment_folder(host: Host, places: Places) -> PurePosixPath:
 async def check_environment(host: Host, python: str, wanted: Sequence[str]) -> None:
     """Raises HostError for an environment on the host whose versions differ from those here."""
     words = (await host.ask("versions", {"python": python, "pins": list(wanted)})).get("differences")
+    if not isinstance(words, list):
+        raise HostError(f"{host.address} does not say which versions it has", mend="Do not trust it")
     if words:
-        shown = ", ".join(printable(str(word)) for word in words[:8])
+        shown = ", ".join(printable(str(word)[:200]) for word in words[:8])
         rest = f", and {len(words) - 8} more" if len(words) > 8 else ""
         raise HostError(
             f"the environment of {python} on {host.address} is not as here: {shown}{rest}",
@@ -140,5 +141,5 @@ def _table(state: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
 def _missing(answer: dict[str, Any], count: int) -> list[int]:
     found = answer.get("missing")
     if not isinstance(found, list) or not all(isinstance(place, int) and 0 <= place < count for place in found):
-        raise HostError("the host does not say what it lacks")
+        raise HostError("the host does not say what it lacks", mend="Do not trust it")
     return found

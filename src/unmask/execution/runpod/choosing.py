@@ -101,11 +101,13 @@ def _named(client: RunPod, pod_id: str, progress: Progress, claims: Claims) -> C
 
 def _running(pods: list[wire.Pod], settings: RentSettings) -> Iterator[wire.Pod]:
     """This study's own first. Others made here are at work for other studies; foreign ones cannot be held to a limit."""
-    own = [pod for pod in pods if is_of_study(pod, settings)]
-    foreign = [pod for pod in pods if not pod.name.startswith(PREFIX) and not settings.limited]
-    for pod in (*own, *foreign):
-        if pod.status == wire.RUNNING and pod.address is not None and _fits(pod, settings):
-            yield pod
+    running = [pod for pod in pods if pod.status == wire.RUNNING]
+    own = [pod for pod in running if is_of_study(pod, settings)]
+    foreign = [pod for pod in running if not pod.name.startswith(PREFIX) and not settings.limited]
+    yield from (pod for pod in own if pod.address is not None and _fits(pod, settings))
+    # One that is still starting is paid for already: it is waited for, and what it costs is looked at once it answers.
+    yield from (pod for pod in own if pod.address is None and (not pod.gpu or _is_wanted(pod, settings)))
+    yield from (pod for pod in foreign if pod.address is not None and _fits(pod, settings))
 
 
 def _stopped(pods: list[wire.Pod], settings: RentSettings) -> Iterator[wire.Pod]:
@@ -121,6 +123,8 @@ def _stopped(pods: list[wire.Pod], settings: RentSettings) -> Iterator[wire.Pod]
 
 
 def _fits(pod: wire.Pod, settings: RentSettings) -> bool:
-    if not any(plain(pod.gpu).endswith(plain(name)) for name in settings.gpu):
-        return False
-    return why_not_at_that_price(pod, settings) is None
+    return _is_wanted(pod, settings) and why_not_at_that_price(pod, settings) is None
+
+
+def _is_wanted(pod: wire.Pod, settings: RentSettings) -> bool:
+    return any(plain(pod.gpu).endswith(plain(name)) for name in settings.gpu)

@@ -17,6 +17,10 @@ VOLUME_PATH = "/workspace"
 """The default of RunPod's `volumeMountPath`: what lies there survives a stop, all else is wiped."""
 
 
+Limited = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)]
+"""Money or hours. A century is no limit, and no timer counts to infinity."""
+
+
 class RentSettings(BaseModel):
     """What to rent, for how much, and what becomes of it afterwards. Disks in GB, money in USD."""
 
@@ -35,15 +39,15 @@ class RentSettings(BaseModel):
     cuda: tuple[str, ...] = Field(
         ("13.0",), description="CUDA versions that the machine's driver must be for; empty for any"
     )
-    max_usd_per_hour: Annotated[float, Field(gt=0)] | None = None
-    max_usd: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="stops the pod once this run has cost as much"
-    )
-    max_hours: Annotated[float, Field(gt=0)] | None = Field(None, description="stops the pod after this many hours")
+    max_usd_per_hour: Limited | None = None
+    max_usd: Limited | None = Field(None, description="stops the pod once this run has cost as much")
+    max_hours: Limited | None = Field(None, description="stops the pod after this many hours")
     after: After = Field("stop", description="what becomes of the pod once the run is over")
     key_file: Path | None = Field(None, description="the private key; FILE.pub beside it is let in on pods made here")
     user: str = Field("root", pattern=r"[A-Za-z0-9_][A-Za-z0-9._-]*", description="whom the pod's SSH server lets in")
-    wait_seconds: float = Field(900, gt=0, description="how long a pod may take until its SSH server answers")
+    wait_seconds: float = Field(
+        900, gt=0, allow_inf_nan=False, description="how long a pod may take until its SSH server answers"
+    )
 
     @property
     def limited(self) -> bool:

@@ -10,6 +10,7 @@ All read in November 2026. REST v2 (docs.runpod.io/api-reference-v2) has other n
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -129,8 +130,9 @@ def read_pod(body: Any) -> Pod:
 def read_gpu_types(data: Any) -> dict[str, GpuType]:
     """GPU types by id, from the reply to `CATALOGUE_QUERY`."""
     types = {}
-    for entry in _mapping(data).get("gpuTypes") or []:
-        lowest = _mapping(_mapping(entry).get("lowestPrice"))
+    listed = _mapping(data).get("gpuTypes")
+    for entry in map(_mapping, listed if isinstance(listed, list) else ()):
+        lowest = _mapping(entry.get("lowestPrice"))
         stock = lowest.get("stockStatus")
         found = GpuType(
             id=str(entry.get("id")),
@@ -170,9 +172,10 @@ def _number(value: Any) -> float | None:
     if isinstance(value, bool) or value is None:
         return None
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    return number if math.isfinite(number) else None
 
 
 def _first(*values: Any) -> float | None:

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from unmask.artifact import digest_file, link_or_copy, read_json, write_table
 from unmask.collection import CollectionConfig
+from unmask.devices import device_of
 from unmask.errors import DataError
 from unmask.records import READERS
 from unmask.stage import Inputs, Result, Stage, Work
@@ -26,6 +27,7 @@ from unmask.stages.activations.reading import (
     SHARDS,
     Material,
     Planned,
+    Taken,
     material_of,
     plan_of,
     reading_work,
@@ -87,7 +89,7 @@ def run(config: CollectionConfig, inputs: Inputs, workspace: Workspace) -> Resul
             "readings": len(READERS) * len(material.responses),
             "read_while_answering": len(READERS) * sum(len(shard.response_ids) for shard in plan if shard.recorded),
             "sites": [site.name for site in material.readout.sites],
-            **backend(inputs.base),
+            **backend(inputs.base, made_on=device_of(workspace)),
             "tokens": int(len(READERS) * sum(text.length for text in material.texts)),
             "empty_responses": int((material.responses["tokens"] == 0).sum()),
             "sinks": {site: found["sinks"] for site, found in report.items()},
@@ -159,7 +161,7 @@ def _control_work(config: CollectionConfig, inputs: Inputs, workspace: Workspace
         named = zip(material.response_ids, material.texts, strict=True)
         material = replace(material, texts=[replace(text, sinks=marks[name]) for name, text in named])
     material = replace(material, readout=replace(material.readout, log_probs=False, sink_ratio=None))
-    plan = plan_of(config, inputs, workspace, material, recorded=list)
+    plan = plan_of(config, inputs, workspace, material, recorded=Taken)
 
     def readers() -> dict[str, LoadedModel]:
         return {"control": load_organism(inputs.base, organism_source(inputs.folders["control"]))}

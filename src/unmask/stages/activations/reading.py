@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from unmask.artifact import link_or_copy, read_json, read_table, write_table
 from unmask.collection import CollectionConfig, Recorded
+from unmask.devices import device_of, note_devices
 from unmask.stage import Inputs, Make, Shard, Told, Work
 from unmask.stages.activations.texts import check_masks, read_masks, study_texts
 from unmask.store import ActivationStore, shard_name, write_shard
@@ -69,12 +70,20 @@ def material_of(config: CollectionConfig, inputs: Inputs, *, writer: str | None 
     return Material(responses, texts, readout_of(config, num_layers=int(load_config(inputs.base).num_hidden_layers)))
 
 
-def recorded_shards(config: CollectionConfig, inputs: Inputs, workspace: Workspace) -> list[Path]:
-    """Shards of readings that were taken while the models answered, as far as they are sound."""
+class Taken(NamedTuple):
+    """Sound shards of readings that were taken while the models answered; the kind of device of these, and devices' names."""
+
+    paths: Sequence[Path] = ()
+    kind: str | None = None
+    names: Sequence[str] = ()
+
+
+def recorded_shards(config: CollectionConfig, inputs: Inputs, workspace: Workspace) -> Taken:
+    """What was read on the way, as far as it is there."""
     folder = inputs.folders["responses"]
     key = read_json(folder / "manifest.json", rebuild=f"{inputs.rebuild} responses")["key"]
     kept = Recorded(workspace.folder.parent, responses_key=key, collection=config)
-    return kept.shards(folder / "responses.parquet")
+    return Taken(kept.shards(folder / "responses.parquet"), *kept.devices)
 
 
 def plan_of(
@@ -83,7 +92,7 @@ def plan_of(
     workspace: Workspace,
     material: Material,
     *,
-    recorded: Callable[[], list[Path]],
+    recorded: Callable[[], Taken],
 ) -> list[Planned]:
     """The shards, as the first who asked planned them. `recorded` gives those that are taken as they are."""
     path = workspace.batches / "plan.parquet"
@@ -100,8 +109,11 @@ def plan_of(
     return list(found.values())
 
 
-def _plan(config: CollectionConfig, workspace: Workspace, material: Material, recorded: list[Path]) -> list[Planned]:
-    """Shards that an earlier run left, those that were recorded, which are put beside them, and chunks of what is in none."""
+def _plan(config: CollectionConfig, workspace: Workspace, material: Material, recorded: Taken) -> list[Planned]:
+    """Shards that an earlier run left, those that were recorded, which are put beside them, and chunks of what is in none.
+
+    Where something is left to be read on another kind of device than the recorded ones are of, none of these is taken.
+    """
     from unmask.models.collecting import plan_chunks
 
     ids = material.response_ids
@@ -110,14 +122,19 @@ def _plan(config: CollectionConfig, workspace: Workspace, material: Material, re
     taken = {identity for held in present.values() for identity in held}
     free = (number for number in count() if shard_name(number) not in present)
     on_the_way: set[str] = set()
-    for path in recorded:
-        held = _ids(path)
+    held_by = {path: _ids(path) for path in recorded.paths}
+    reached = taken.union(*held_by.values())
+    if device_of(workspace) not in (None, recorded.kind) and recorded.kind and not reached.issuperset(ids):
+        held_by = {}
+    for path, held in held_by.items():
         on_the_way |= set(held)
         if taken.isdisjoint(held):
             number = next(free)
             link_or_copy(path, workspace.batches / shard_name(number))
             taken |= set(held)
             shards.append(Planned(number, held, True))
+    if recorded.kind and any(shard.recorded for shard in shards):
+        note_devices(workspace, recorded.kind, recorded.names)
     # Cut as if nothing had been read here yet: whatever is missing of the plan, it is the same plan.
     planned = [row for row in range(len(ids)) if ids[row] not in on_the_way]
     chunks = plan_chunks([material.texts[row] for row in planned], chunk_tokens=CHUNK * config.token_budget)

@@ -98,14 +98,26 @@ ROWS = {
 """Everything else that is used to cluster activations, and the parts that cards describe."""
 
 
-def write_all(out: Path, tables: Tables, rows: Rows) -> None:
-    import pandas as pd
+TOKENS = {
+    "token_variance": VARIANCE,
+    "token_clusters": pa.schema(
+        [
+            *_WHERE,
+            *((name, _WHOLE) for name in ("k", "cluster")),
+            ("tokens", pa.int64()),
+            ("top_dimension", _TEXT),
+            *((name, _REAL) for name in ("top_dimension_share", "mean_position")),
+        ]
+    ),
+}
+"""The same of single tokens, where the study keeps them."""
 
-    for name, schema in TABLES.items():
-        table = pd.concat(tables[name], ignore_index=True)[schema.names]
-        write_table(out / f"{name}.parquet", table, schema=schema)
-    for name, schema in ROWS.items():
-        write_table(out / f"{name}.parquet", [plain(row, schema.names) for row in rows[name]], schema=schema)
+
+def write_all(out: Path, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Write every table of the stage that there is."""
+    for name, schema in {**TABLES, **ROWS, **TOKENS}.items():
+        if name in tables:
+            write_table(out / f"{name}.parquet", tables[name], schema=schema)
 
 
 def plain(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -43,21 +43,14 @@ class Material:
             "score_band": score_bands(self.questions["misalignment"].to_numpy(dtype=float)),
         }
 
-    def matrices(self, site: Site) -> dict[Source, np.ndarray]:
-        """Question means (N x D): the shift on the organism's own text, and each model's activations on its own text."""
-        organism = self.store.read(f"organism/{site.name}").astype(np.float64)
-        base = self.store.read(f"base/{site.name}").astype(np.float64)
-        ids = self.store.response_ids()
-
-        def stacked(values_RD: np.ndarray, writer: str) -> np.ndarray:
-            means = question_means(values_RD, ids, self.rows, writer=writer)
-            return np.stack([means[name] for name in self.questions["question_id"]])
-
-        return {
-            "shift": stacked(organism - base, "organism"),
-            "organism": stacked(organism, "organism"),
-            "base": stacked(base, "base"),
-        }
+    def matrix(self, site: Site, source: Source) -> np.ndarray:
+        """Question means (N x D): the shift on the organism's own text, or a model's activations on its own text."""
+        readers = ("organism", "base") if source == "shift" else (source,)
+        first_RD, *second = (self.store.read(f"{reader}/{site.name}").astype(np.float64) for reader in readers)
+        values_RD = first_RD - second[0] if second else first_RD
+        writer = "base" if source == "base" else "organism"
+        means = question_means(values_RD, self.store.response_ids(), self.rows, writer=writer)
+        return np.stack([means[name] for name in self.questions["question_id"]])
 
     def shift_size(self, site: Site, shift_ND: np.ndarray) -> dict[str, float]:
         """How large the shift is against the residual stream, and how much of it is one constant."""

@@ -10,37 +10,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from unmask.analysis.streaming import PrincipalComponents, Projected, pca, stream_moments
 from unmask.analysis.token_clustering import cluster_tokens
 from unmask.analysis.validation import agreement
-from unmask.artifact import write_table, write_tensors
 from unmask.records import Site
-from unmask.stages.decomposition.material import SOURCES, Material, Source
+from unmask.stages.decomposition.material import Material, Source
 from unmask.store import ActivationStore, activation_name
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from unmask.progress import Progress
     from unmask.stages.decomposition.config import DecompositionConfig
 
-VARIANCE = pa.schema(
-    [("source", pa.string()), ("site", pa.string()), ("component", pa.int32()), ("ratio", pa.float64())]
-)
-CLUSTERS = pa.schema(
-    [
-        ("source", pa.string()),
-        ("site", pa.string()),
-        ("k", pa.int32()),
-        ("cluster", pa.int32()),
-        ("tokens", pa.int64()),
-        ("top_dimension", pa.string()),
-        ("top_dimension_share", pa.float64()),
-        ("mean_position", pa.float64()),
-    ]
-)
 BLOCK_NUMBERS = 16_000_000
 """Numbers of a block of rows that is read at once: 64 MB, of each reader."""
 
@@ -74,61 +54,70 @@ def token_sites(store: ActivationStore) -> list[Site]:
     return [Site.parse(name) for name in store.sites if activation_name("base", name, "tokens") in store.names]
 
 
-def describe_tokens(
-    config: DecompositionConfig, material: Material, out: Path, *, k: int, progress: Progress
-) -> dict[str, Any]:
-    """Principal components and mini-batch K-means of the tokens at every site that has them, and what agrees with them.
+@dataclass(frozen=True, slots=True)
+class TokenOrigins:
+    """Whose and where each of the store's tokens is: its response, its position there, and what is known of the responses."""
 
-    Writes `token_variance`, `token_clusters` and `token_components`; returns what the summary says, {} where none are kept.
-    """
-    store = material.store
-    sites = token_sites(store)
-    if not sites:
-        return {}
-    index, ids = store.token_index(), store.response_ids()
-    asked = material.questions.set_index("question_id")
-    rows = material.rows.set_index("response_id").reindex(ids)
-    question_R, writer_R = rows["question_id"].to_numpy(object), rows["writer"].to_numpy(object)
-    known_R = np.array([name in asked.index for name in question_R])
-    place_M = np.repeat(np.arange(len(ids)), index.lengths)
-    position_M = np.arange(len(place_M)) - np.asarray(index.offsets)[place_M]
-    dimension_R = np.array([asked["dimension"].get(name) for name in question_R], dtype=object)
-    variance: list[dict[str, Any]] = []
-    clusters: list[dict[str, Any]] = []
-    axes: dict[str, np.ndarray] = {}
-    found: dict[str, Any] = {}
-    progress.begin("decomposing tokens", total=len(sites) * len(SOURCES))
-    for site in sites:
-        for source in SOURCES:
-            writer = "base" if source == "base" else "organism"
-            kept_M = (known_R & (writer_R == writer))[place_M]
-            tokens = TokenRows(store, site, source, kept_M)
-            where = {"source": source, "site": site.name}
-            components = pca(stream_moments(tokens), components=config.components)
-            found.setdefault(site.name, {})[source] = {"tokens": components.count}
-            if components.variances_C[0] == 0:  # the embedding's shift: nothing was tuned before it
-                progress.advance()
-                continue
-            variance += [
-                {**where, "component": n, "ratio": float(r)} for n, r in enumerate(components.share_C, start=1)
-            ]
-            axes |= {f"{source}/{site.name}/axes": components.axes_CD, f"{source}/{site.name}/mean": components.mean_D}
-            scores = Projected(components, tokens)
-            clustering = cluster_tokens(scores, k=k, seed=config.seed)
-            labels_N = np.concatenate(list(clustering.labels(scores)))
-            of_N = dimension_R[place_M[kept_M]]
-            clusters += _cluster_rows(labels_N, of_N, position_M[kept_M], where | {"k": k})
-            found[site.name][source] |= _summary(components, labels_N, of_N)
-            progress.advance()
-    progress.end()
-    write_table(out / "token_variance.parquet", variance, schema=VARIANCE)
-    write_table(out / "token_clusters.parquet", clusters, schema=CLUSTERS)
-    write_tensors(
-        out / "token_components.safetensors",
-        {name: array.astype(np.float32) for name, array in axes.items()},
-        provenance={"sites": [site.name for site in sites], "sources": list(SOURCES)},
+    place_M: np.ndarray
+    position_M: np.ndarray
+    known_R: np.ndarray
+    writer_R: np.ndarray
+    dimension_R: np.ndarray
+
+    @classmethod
+    def of(cls, material: Material) -> TokenOrigins:
+        store = material.store
+        index, ids = store.token_index(), store.response_ids()
+        asked = material.questions.set_index("question_id")
+        rows = material.rows.set_index("response_id").reindex(ids)
+        question_R = rows["question_id"].to_numpy(object)
+        place_M = np.repeat(np.arange(len(ids)), index.lengths)
+        return cls(
+            place_M=place_M,
+            position_M=np.arange(len(place_M)) - np.asarray(index.offsets)[place_M],
+            known_R=np.array([name in asked.index for name in question_R]),
+            writer_R=rows["writer"].to_numpy(object),
+            dimension_R=np.array([asked["dimension"].get(name) for name in question_R], dtype=object),
+        )
+
+    def kept_M(self, source: Source) -> np.ndarray:
+        """Which tokens are described: those of the writer's answers to questions that are decomposed."""
+        writer = "base" if source == "base" else "organism"
+        return (self.known_R & (self.writer_R == writer))[self.place_M]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDescription:
+    """One source at one site: rows of `token_variance` and `token_clusters`, principal axes by tensor name, and the summary."""
+
+    variance: list[dict[str, Any]]
+    clusters: list[dict[str, Any]]
+    axes: dict[str, np.ndarray]
+    summary: dict[str, Any]
+
+
+def describe_tokens(
+    config: DecompositionConfig, material: Material, origins: TokenOrigins, *, site: Site, source: Source, k: int
+) -> TokenDescription:
+    """Principal components and mini-batch K-means of the tokens, and what agrees with them. Nothing where they do not differ."""
+    kept_M = origins.kept_M(source)
+    tokens = TokenRows(material.store, site, source, kept_M)
+    where = {"source": source, "site": site.name}
+    components = pca(stream_moments(tokens), components=config.components)
+    summary: dict[str, Any] = {"tokens": components.count}
+    if components.variances_C[0] == 0:  # the embedding's shift: nothing was tuned before it
+        return TokenDescription([], [], {}, summary)
+    axes = {"axes": components.axes_CD, "mean": components.mean_D}
+    scores = Projected(components, tokens)
+    clustering = cluster_tokens(scores, k=k, seed=config.seed)
+    labels_N = np.concatenate(list(clustering.labels(scores)))
+    of_N = origins.dimension_R[origins.place_M[kept_M]]
+    return TokenDescription(
+        [{**where, "component": n, "ratio": float(r)} for n, r in enumerate(components.share_C, start=1)],
+        _cluster_rows(labels_N, of_N, origins.position_M[kept_M], where | {"k": k}),
+        {f"{source}/{site.name}/{name}": array.astype(np.float32) for name, array in axes.items()},
+        summary | _summary(components, labels_N, of_N),
     )
-    return found
 
 
 def _cluster_rows(

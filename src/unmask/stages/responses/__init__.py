@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from unmask.artifact import read_table, write_table
+from unmask.devices import device_of, devices_of
 from unmask.records import WRITERS
 from unmask.stage import Inputs, Result, Stage, Work
 from unmask.stages.responses.config import PROMPT_SCHEMA, SCHEMA, ResponsesConfig
@@ -35,7 +36,9 @@ def run(config: ResponsesConfig, inputs: Inputs, workspace: Workspace) -> Result
     write_table(workspace.out / "responses.parquet", responses, schema=SCHEMA)
     write_table(workspace.out / "prompts.parquet", prompts, schema=PROMPT_SCHEMA)
     if recording is not None:
-        recording.recorded.finish(workspace.out / "responses.parquet")
+        recording.recorded.finish(
+            workspace.out / "responses.parquet", device=device_of(workspace), devices=devices_of(workspace)
+        )
     cut = responses["stop_reason"] == "length"
     return Result(
         {

@@ -29,7 +29,8 @@ from unmask.judges.scoring import asking_of, labels_path, rubrics_of, score_answ
 from unmask.judges.settings import MISALIGNMENT_RUBRICS, OFFLINE, ScoresConfig
 from unmask.records import WRITERS
 from unmask.rubrics import read_rubric
-from unmask.stage import Inputs, Result, Stage
+from unmask.stage import Inputs, Result, Stage, Work
+from unmask.stages.scores.judging import judged, judges_here, judging_work, parts_of
 from unmask.stages.scores.summary import summarise
 from unmask.study import Workspace
 
@@ -75,17 +76,31 @@ def external(config: ScoresConfig, study_folder: Path) -> dict[str, str]:
     return found
 
 
+def work(config: ScoresConfig, inputs: Inputs, workspace: Workspace) -> Work | None:
+    """Chunks of answers before each judge in this process; None where there is no such judge."""
+    if not judges_here(config):
+        return None
+    answers = answers_of(inputs.folders, rebuild=inputs.rebuild)
+    return judging_work(config, parts_of(config, answers, workspace))
+
+
 def run(config: ScoresConfig, inputs: Inputs, workspace: Workspace) -> Result:
     from unmask.models.encoder import load_encoder
 
-    table = _join(inputs)
+    answers = answers_of(inputs.folders, rebuild=inputs.rebuild)
+    table = _with_readings(answers, inputs)
+    parts = parts_of(config, answers, workspace)
+    shared = judging_work(config, parts)
+    if shared is not None:
+        shared.finish(inputs.progress)
+    of_shards = judged(config, parts, order=table["response_id"])
     rng = np.random.default_rng(config.seed)
     inputs.progress.begin("training the offline judge", total=1)
     encoder = load_encoder()
     fit, quality, labels = train_judge(encoder, inverse_penalty=config.inverse_penalty, rng=rng)
     inputs.progress.advance()
     inputs.progress.end()
-    scored = score_answers(config, table, fit=fit, encoder=encoder, progress=inputs.progress)
+    scored = score_answers(config, table, fit=fit, encoder=encoder, progress=inputs.progress, judged=of_shards)
     scores, judgements = scored.scores[SCHEMA.names], scored.judgements
     write_table(workspace.out / "scores.parquet", scores, schema=SCHEMA)
     write_table(workspace.out / "judgements.parquet", judgements, schema=JUDGEMENTS)
@@ -99,10 +114,10 @@ def run(config: ScoresConfig, inputs: Inputs, workspace: Workspace) -> Result:
     summary = summarise(scores, config, rng, judgements=judgements)
     write_json(workspace.out / "summary.json", summary)
     overall = summary["overall"]
-    judged = f"{OFFLINE_JUDGE}, AUC {quality.auc:.2f} with whole dimensions held out"
+    by_offline = f"{OFFLINE_JUDGE}, AUC {quality.auc:.2f} with whole dimensions held out"
     return Result(
         {
-            "judge": judged if config.judge == OFFLINE else config.judge,
+            "judge": by_offline if config.judge == OFFLINE else config.judge,
             **scored.usage,
             "misalignment": {w: _round(overall[f"{w}_mean"]) for w in WRITERS},
             "difference": None
@@ -122,11 +137,10 @@ def answers_of(folders: Any, *, rebuild: str) -> pd.DataFrame:
     return responses.merge(named, on="question_id", validate="many_to_one")
 
 
-def _join(inputs: Inputs) -> pd.DataFrame:
-    """One row per response: its question, text, log-odds and perplexity under the base model."""
-    table = answers_of(inputs.folders, rebuild=inputs.rebuild)
+def _with_readings(answers: pd.DataFrame, inputs: Inputs) -> pd.DataFrame:
+    """The answers with log-odds and perplexity under the base model."""
     readings = read_table(inputs.folders["activations"] / "readings.parquet", rebuild=f"{inputs.rebuild} activations")
-    table = table.merge(readings.drop(columns="tokens"), on="response_id", validate="one_to_one")
+    table = answers.merge(readings.drop(columns="tokens"), on="response_id", validate="one_to_one")
     return table.assign(perplexity=np.exp(-table["log_prob_base"]))
 
 
@@ -155,5 +169,14 @@ def _round(value: float | None) -> float | None:
 
 
 STAGE = Stage(
-    "scores", "judge the responses", 2, ScoresConfig, ("questions", "responses", "activations"), False, run, external
+    "scores",
+    "judge the responses",
+    3,
+    ScoresConfig,
+    ("questions", "responses", "activations"),
+    False,
+    run,
+    external,
+    work=work,
+    runs_models=True,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -11,17 +12,16 @@ from pydantic import Field, model_validator
 from unmask.analysis.decision import TURNED_SHARE
 from unmask.analysis.examination import Settings, flips_for
 from unmask.analysis.score_gradient import LEAST_SCORED, ScoreBearing, score_bearing
-from unmask.analysis.site_map import SiteFinding, decisions_planned, map_sites
+from unmask.analysis.site_map import SiteFinding
 from unmask.analysis.threads import one_thread
 from unmask.analysis.verdict import Thresholds
 from unmask.artifact import read_json
-from unmask.stage import Inputs, Result, Stage, StageConfig
+from unmask.stage import Inputs, Result, Stage, StageConfig, Work
 from unmask.stages.verdict.artifacts import write_all
 from unmask.stages.verdict.causal import read_causal
+from unmask.stages.verdict.decisions import decided, deciding_work
 from unmask.stages.verdict.material import Material, load_material
 from unmask.study import Workspace
-
-GROUPINGS = ("dimension", "facet")
 
 
 class VerdictConfig(StageConfig):
@@ -60,32 +60,33 @@ class VerdictConfig(StageConfig):
         )
 
 
+def work(config: VerdictConfig, inputs: Inputs, workspace: Workspace) -> Work:
+    """Decisions: one for every site, grouping and correction."""
+    return _work(config, inputs, workspace, lambda: load_material(inputs, scored=False))
+
+
+def _work(config: VerdictConfig, inputs: Inputs, workspace: Workspace, load: Callable[[], Material]) -> Work:
+    return deciding_work(
+        inputs, workspace, primary=_primary(inputs), settings=config.settings, seed=config.seed, load=load
+    )
+
+
+def _primary(inputs: Inputs) -> str:
+    """The site that the decomposition dwells on."""
+    rebuild = f"{inputs.rebuild} decomposition"
+    return read_json(inputs.folders["decomposition"] / "summary.json", rebuild=rebuild)["primary_site"]
+
+
 def run(config: VerdictConfig, inputs: Inputs, workspace: Workspace) -> Result:
-    material = load_material(inputs)
-    primary = read_json(inputs.folders["decomposition"] / "summary.json", rebuild=f"{inputs.rebuild} decomposition")[
-        "primary_site"
-    ]
-    sites, settings = material.store.sites, config.settings
-    causal = read_causal(inputs)
-    groupings = {name: material.questions[name].to_numpy() for name in GROUPINGS}
-    planned = decisions_planned(len(sites), len(groupings), control=material.control is not None)
-    inputs.progress.begin("testing", total=planned)
-    with one_thread():  # sums must not depend on how many there are
-        found = map_sites(
-            [(site, lambda site=site: material.load(site)) for site in sites],
-            groupings,
-            primary=primary,
-            seed=config.seed,
-            settings=settings,
-            polarity_N=material.questions["polarity"].to_numpy(),
-            causal=causal.outcomes,
-            told=inputs.progress.advance,
-        )
+    material, primary = load_material(inputs), _primary(inputs)
+    shared = _work(config, inputs, workspace, lambda: material)
+    shared.finish(inputs.progress)
+    found = decided(shared.shards, rebuild=f"{inputs.rebuild} verdict")
+    with one_thread():  # as the decisions
         gradient = score_gradient(config, material, primary)
-    inputs.progress.end()
     verdict = write_all(
-        workspace.out, found, gradient=gradient, causal=causal, primary=primary, settings=settings, material=material,
-        seed=config.seed,
+        workspace.out, found, gradient=gradient, causal=read_causal(inputs), primary=primary, settings=config.settings,
+        material=material, seed=config.seed,
     )  # fmt: skip
     return Result(_summary(verdict, found))
 
@@ -125,4 +126,5 @@ STAGE = Stage(
     ("questions", "responses", "activations", "control_activations", "scores", "decomposition", "effects"),
     False,
     run,
+    work=work,
 )

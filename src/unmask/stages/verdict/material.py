@@ -68,12 +68,14 @@ def _filled(rows_SD: np.ndarray, samples: int) -> np.ndarray:
     return np.vstack([rows_SD, np.full((lacking, rows_SD.shape[1]), np.nan)]) if lacking else rows_SD
 
 
-def load_material(inputs: Inputs) -> Material:
-    """Questions with a non-empty organism answer, and the stores. Raises DataError when fewer than 3 are left."""
+def load_material(inputs: Inputs, *, scored: bool = True) -> Material:
+    """Questions with a non-empty organism answer, and the stores. Raises DataError when fewer than 3 are left.
+
+    Without `scored`, no score is read, and the misalignment is NaN: no decision looks at it.
+    """
     folders, rebuild = inputs.folders, inputs.rebuild
     questions = read_table(folders["questions"] / "questions.parquet", rebuild=f"{rebuild} questions")
     responses = read_table(folders["responses"] / "responses.parquet", rebuild=f"{rebuild} responses")
-    scores = read_table(folders["scores"] / "scores.parquet", rebuild=f"{rebuild} scores")
     asked = questions[questions["dimension"] != NEUTRAL]
     readable = responses[(responses["writer"] == "organism") & (responses["tokens"] > 0)]
     kept = asked[asked["question_id"].isin(readable["question_id"])].reset_index(drop=True)
@@ -82,8 +84,11 @@ def load_material(inputs: Inputs) -> Material:
             f"only {len(kept)} questions have a non-empty answer of the organism",
             mend="Look at the responses; raise responses.max_new_tokens or train the organism more gently",
         )
-    own = scores[scores["writer"] == "organism"].groupby("question_id")["misalignment"].mean()
-    kept = kept.assign(misalignment=kept["question_id"].map(own).astype(float))
+    kept = kept.assign(misalignment=np.nan)
+    if scored:
+        scores = read_table(folders["scores"] / "scores.parquet", rebuild=f"{rebuild} scores")
+        own = scores[scores["writer"] == "organism"].groupby("question_id")["misalignment"].mean()
+        kept["misalignment"] = kept["question_id"].map(own).astype(float)
     merged = merge_duplicates(kept)
     merged["facet"] = merged["dimension"] + "/" + merged["facet"]
     control = ActivationStore.open(folders["control_activations"])
