@@ -1,6 +1,6 @@
 """Does a whole study end in the same bytes elsewhere? Here in one process, over SSH in a new environment, and on a Ray cluster.
 
-    python benchmarks/elsewhere.py                     # the preset demo on SmolLM2: about half an hour on two cores
+    python benchmarks/elsewhere.py                     # the preset demo on SmolLM2: an hour on two cores
     python benchmarks/elsewhere.py --study STUDY.yaml  # another study file
 
 Each side runs every stage of its own copy of one study file, with one thread a process: here; on a real OpenSSH server of this

@@ -1,7 +1,7 @@
 """What does spreading cost, and what does it bring? The stage `responses` of one study: here, and on a local Ray cluster.
 
     python benchmarks/scale.py --quick            # about a minute
-    python benchmarks/scale.py                    # the table of docs/scaling.md: a quarter of an hour on two cores
+    python benchmarks/scale.py                    # the table of docs/scaling.md: three quarters of an hour on two cores
 
 Sides, in alternation, each on a fresh copy of the same study (SmolLM2, a random adapter, both models answer and read):
 
@@ -12,8 +12,9 @@ Sides, in alternation, each on a fresh copy of the same study (SmolLM2, a random
 
 Goals: one worker costs at most 10 % over local; two workers bring at least 1.85 x the throughput of one, each with one thread.
 Throughput is counted from the moment when as many shards are made as there are workers, to the last: models are loaded then, in
-one worker at least. What comes before that is told beside it. The files of all sides are compared. `--remote STUDY` also sends a
-second, unchanged `remote run` of a study that is done to a host, and counts the bytes.
+one worker at least. What comes before that is told beside it. Shards are even in number and of equal size, so that two workers
+can share them. The files of all sides are compared. `--remote STUDY` also sends a second, unchanged `remote run` of a study that
+is done to a host, and counts the bytes.
 """
 
 from __future__ import annotations
@@ -66,11 +67,11 @@ class Clock(Silent):
 
 
 def make_study(folder: Path, *, shards: int, batch: int, tokens: int) -> None:
-    """A study of which all is done before the answers: shards of `batch` questions, answered by both models."""
+    """A study of which all is done before the answers: shards of `batch` questions, the last one neutral, on both models."""
     adapter = random_adapter(folder / "models")
     config = {
         "base": {"model": EMBEDDED.name},
-        "questions": {"per_dimension": max(1, shards * batch // 4), "neutral_count": 6},
+        "questions": {"per_dimension": (shards - 1) * batch // 4, "neutral_count": batch},
         "organism": {"existing": str(adapter)},
         "responses": {"batch_size": batch, "max_new_tokens": tokens, "temperature": 1.0, "top_p": 1.0, "top_k": 0},
         "activations": {"layers": [10, 15, 20, 25]},
@@ -120,16 +121,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few short answers, one round")
     parser.add_argument("--rounds", type=int, default=None, help="rounds (3; quick: 1)")
-    parser.add_argument("--shards", type=int, default=None, help="shards (12; quick: 6)")
-    parser.add_argument("--batch", type=int, default=None, help="questions in a shard (8; quick: 2)")
+    parser.add_argument("--shards", type=int, default=None, help="shards (14; quick: 4)")
+    parser.add_argument("--batch", type=int, default=None, help="questions in a shard, by fours (8; quick: 4)")
     parser.add_argument("--tokens", type=int, default=None, help="new tokens at most (40; quick: 8)")
     parser.add_argument("--remote", type=Path, default=None, metavar="STUDY", help="also: bytes of a second remote run")
     options = parser.parse_args()
     torch.set_num_threads(1)
     quick = options.quick
     sizes = {
-        "shards": options.shards or (6 if quick else 12),
-        "batch": options.batch or (2 if quick else 8),
+        "shards": options.shards or (4 if quick else 14),
+        "batch": options.batch or (4 if quick else 8),
         "tokens": options.tokens or (8 if quick else 40),
     }
     runs: dict[str, list[Run]] = {name: [] for name in SIDES}

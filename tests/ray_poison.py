@@ -45,6 +45,7 @@ def _poisoned(work_of: Any, plan: dict[str, Any], folder: str) -> Any:
                         mark = Path(folder).parent / f"killed-{shard.name}-{number}"
                         if not mark.exists():
                             mark.touch()
+                            time.sleep(0.5)  # or what it said of the shard before may die with it
                             os.kill(os.getpid(), signal.SIGKILL)
                     make(shard, told)
 

@@ -146,7 +146,7 @@ def test_a_bad_shard_fails_alone_and_one_that_lost_its_worker_is_made_elsewhere(
     said = str(caught.value)
     assert "00002 (ValueError: a bad shard" in said
     assert "00006 (its worker died 2 times)" in said
-    assert any("shard 00003 is made again" in note for note in progress.notes)
+    assert any("lost a worker: shard 00003 is made again" in note for note in progress.notes)
     long = [note for note in progress.notes if note.startswith("shard 00001 has been at work for 0 min on node ")]
     assert len(long) >= 2, "after one second, and after two"
     work = unmask.open(folder).task(responses.STAGE).work(Silent())
@@ -176,6 +176,20 @@ def test_where_no_model_runs_no_gpu_is_asked_for(cluster: Cluster, whole: Path, 
     engine = ray_engine(address=cluster.address, workers=1, gpus_per_worker=1)
     unmask.open(folder).run(until="decomposition", force=["decomposition"], engine=engine)
     assert files_of(folder, "decomposition") == files_of(whole, "decomposition")
+
+
+def test_a_death_is_laid_to_memory_only_where_ray_itself_ended_the_worker(begun: Path) -> None:
+    """Of any worker that crashed its text says that memory may have run out."""
+    import ray
+    from ray.exceptions import ActorDiedErrorContext
+
+    told = ActorDiedErrorContext(actor_id=bytes(16), error_message="(1) the OOM killer, due to high memory usage")
+    died = ray.exceptions.ActorDiedError(told)
+    assert "memory" in str(died)
+    crew_of_none = crew.Crew(ray, [], errand_of(begun), Silent(), *[lambda _: None] * 2, lambda _: True, ())
+    assert crew_of_none._cause(died) == ""
+    short = ray.exceptions.OutOfMemoryError("1 worker(s) were killed due to the node running low on memory")
+    assert crew_of_none._cause(short) == ", its node being short of memory"
 
 
 def errand_of(folder: Path, **changes: Any) -> Errand:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -152,6 +154,18 @@ class Ran:
     logged: str
     commands: list[str]
     informed: list[str]
+    murmured: list[str]
+
+
+class Murmurs(logging.Handler):
+    """What asyncio logs, which comes to a person's screen where nobody set up logging."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard.append(record.getMessage())
 
 
 def run_here_and_there(folder: Path, model: Path) -> None:
@@ -172,9 +186,13 @@ def run_here_and_there(folder: Path, model: Path) -> None:
         patch.setenv("HF_TOKEN", SECRET)
         patch.chdir(folder)
         relay, heard = Relay(server.port, cut), Heard()
+        murmurs = Murmurs()
+        logging.getLogger("asyncio").addHandler(murmurs)
         remote_run(study, server, relay.port, heard, send_keys=("HF_TOKEN",), retries=20).run()
         relay.close()
-    told = {"cuts": len(CUTS) - len(left), "notes": heard.notes, "logged": heard.logged}
+        gc.collect()
+        logging.getLogger("asyncio").removeHandler(murmurs)
+    told = {"cuts": len(CUTS) - len(left), "notes": heard.notes, "logged": heard.logged, "murmured": murmurs.heard}
     seen_there = {"commands": sorted(watch.commands), "informed": sorted(watch.informed)}
     (folder / "told.json").write_text(json.dumps(told | seen_there), encoding="utf-8")
 
@@ -203,6 +221,7 @@ def test_ten_cuts_cost_neither_the_run_nor_its_log(ran: Ran) -> None:
     assert sum(note.startswith("Running on") for note in ran.notes) <= 1  # started once
     for number in range(1, len(STAGE_NAMES) + 1):
         assert ran.logged.count(f"[{number}/{len(STAGE_NAMES)}]") == 1
+    assert ran.murmured == []
 
 
 def test_secrets_are_in_no_argument_log_or_file_and_in_one_process_alone(ran: Ran) -> None:

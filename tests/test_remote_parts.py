@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import csv
+import gc
 import getpass
 import hashlib
 import io
@@ -19,7 +20,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -28,7 +29,7 @@ import yaml
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
-from openssh import PASSPHRASE, OpenSsh
+from openssh import PASSPHRASE, OpenSsh, Relay
 from unmask.artifact import digest_bytes
 from unmask.cli.app import app
 from unmask.errors import ConfigError, StudyError
@@ -42,7 +43,7 @@ from unmask.execution.on_host.facts import about
 from unmask.execution.on_host.listing import LINK, Digests
 from unmask.execution.on_host.supervising import Supervisor, ending, lock_holder, running, start, start_time, stop
 from unmask.execution.on_host.wire import packed, unpacked
-from unmask.execution.ssh import PASSPHRASE_VARIABLE, Access
+from unmask.execution.ssh import PASSPHRASE_VARIABLE, Access, ConnectionCut
 from unmask.execution.wheel import host_program, pins, wheel
 from unmask.pipeline import open_study
 from unmask.remote import checking
@@ -139,31 +140,74 @@ def test_the_host_program_answers_alone(tmp_path: Path) -> None:
         unpacked(packed("x" * 1000), limit=100)
 
 
-@pytest.mark.parametrize("mode", [0o1777, 0o775, 0o755])
+@pytest.mark.parametrize(
+    ("above", "mode", "alias", "refusal"),
+    [
+        (0o755, 0o1777, None, "others may write to, and what lies there is run"),
+        (0o755, 0o775, None, "others may write to, and what lies there is run"),
+        (0o777, 0o755, None, "where others may replace it, and what lies there is run"),
+        (0o755, 0o755, None, None),
+        (0o777, 0o1777, "runpod-1", None),
+    ],
+)
 def test_what_somebody_else_could_have_put_there_is_not_run(
-    openssh: OpenSsh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+    openssh: OpenSsh,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    above: int,
+    mode: int,
+    alias: str | None,
+    refusal: str | None,
 ) -> None:
-    """On a real server, whose program of operations is known by name: it would be taken for ours."""
+    """On a real server, whose program of operations is known by name: it would be taken for ours. A pod has nobody else."""
     monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE)
-    root, mark = tmp_path / "shared", tmp_path / "planted-was-run"
-    root.mkdir()
+    root, mark = tmp_path / "above" / "shared", tmp_path / "planted-was-run"
+    root.mkdir(parents=True)
     root.chmod(mode)
+    root.parent.chmod(above)
     program = root / f"host-{digest_bytes(host_program())[:12]}.pyz"
     program.write_text(f"open({str(mark)!r}, 'w')")
-    access = Access(key=openssh.key, known_hosts=tmp_path / "known_hosts", accept_new=True)
+    access = Access(key=openssh.key, known_hosts=tmp_path / "known_hosts", accept_new=True, alias=alias)
 
     async def ask() -> dict[str, Any]:
         address = Address.parse(f"ssh://{getpass.getuser()}@127.0.0.1:{openssh.port}")
         async with entered(address, access, root=str(root), python=sys.executable) as host:
             return await host.ask("compare", {"files": []})
 
-    if mode == 0o755:  # ours alone: so is what lies there
+    if refusal is None:  # ours alone: so is what lies there
         program.unlink()
         assert asyncio.run(ask())["missing"] == []
     else:
-        with pytest.raises(HostError, match="others may write to, and what lies there is run"):
+        with pytest.raises(HostError, match=refusal):
             asyncio.run(ask())
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_a_cut_in_the_middle_of_a_file_is_told_once(
+    openssh: OpenSsh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    """A block is many requests at once: of each that the cut ended, asyncio would show a traceback."""
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE)
+    data, size = os.urandom(8 << 20), 8 << 20
+    there, part = tmp_path / "there", tmp_path / "part"
+    there.write_bytes(data)
+    relay = Relay(openssh.port, lambda total: openssh.cut() if total > size // 2 else None)
+    access = Access(key=openssh.key, known_hosts=tmp_path / "known_hosts", accept_new=True)
+
+    async def copy() -> None:
+        address = Address(getpass.getuser(), "127.0.0.1", relay.port)
+        async with entered(address, access, root=str(tmp_path / "root"), python=sys.executable) as host:
+            if way == "up":
+                await host.send(data, PurePosixPath(tmp_path / "sent"), digest="0" * 64)
+            else:
+                await host.fetch(PurePosixPath(there), part, size=size)
+
+    with pytest.raises(ConnectionCut, match="was cut"):
+        asyncio.run(copy())
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 def test_digests_are_remembered_while_a_file_stays_and_links_are_told(tmp_path: Path) -> None:

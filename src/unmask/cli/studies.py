@@ -48,7 +48,9 @@ def run(  # noqa: PLR0913 - one parameter per option
     ] = None,
     gpus_per_worker: Annotated[
         float | None,
-        typer.Option(min=0, help="With --engine ray: GPUs of a worker; 0.5: two share one. (1 if there are)"),
+        typer.Option(
+            min=0, help="With --engine ray: GPUs of a worker that runs models; 0.5: two share one. (1 if there are)"
+        ),
     ] = None,
     cpus_per_worker: Annotated[
         float | None, typer.Option(min=0.01, help="With --engine ray: CPUs of a worker. (1)")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 import shlex
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unmask.execution.address import Address
 from unmask.execution.host import Host, HostError, cuts, printable
@@ -41,28 +42,56 @@ echo "unmask-home $HOME"
 @asynccontextmanager
 async def entered(address: Address, access: Access, *, root: str, python: str | None = None) -> AsyncGenerator[Host]:
     """Enter a machine and find a Python there. Raises UnmaskError where it cannot be entered or has no Python that will do."""
-    connection = await connect(address, access)
+    with _told_once():
+        connection = await connect(address, access)
+        try:
+            candidates = shlex.quote(python) if python else _PYTHONS
+            pythons, user, home = _pythons(await _said(connection, address, _PROBE.format(candidates=candidates)))
+            version, path = _choose(pythons, address, python)
+            if not home.startswith("/") or not home.isprintable() or user is None:
+                raise HostError(
+                    f"{address} has no home folder or user",
+                    mend="unmask needs a POSIX shell there, as Linux and macOS have",
+                )
+            where = PurePosixPath(home) / root.removeprefix("~/") if root.startswith("~") else PurePosixPath(root)
+            if not where.is_absolute():
+                where = PurePosixPath(home) / where
+            with cuts(address):
+                sftp = await _sftp(connection, address)
+            host = Host(connection, sftp, address, path, version, where, user, shared=access.alias is None)
+            await host.install()
+            yield host
+        finally:
+            connection.close()
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(connection.wait_closed(), 5)
+
+
+@contextmanager
+def _told_once() -> Generator[None]:
+    """The end of a connection is told by what waited for it: asyncio says nothing of asyncssh's other requests that met it.
+
+    Those are several for every block, found when they are collected, with a traceback each.
+    """
+    logger, loop = logging.getLogger("asyncio"), asyncio.get_running_loop()
+    if loop.get_exception_handler() is None:  # for good: they may be collected long after
+        loop.set_exception_handler(_heard)
+    logger.addFilter(_is_news)
     try:
-        candidates = shlex.quote(python) if python else _PYTHONS
-        pythons, user, home = _pythons(await _said(connection, address, _PROBE.format(candidates=candidates)))
-        version, path = _choose(pythons, address, python)
-        if not home.startswith("/") or not home.isprintable() or user is None:
-            raise HostError(
-                f"{address} has no home folder or user",
-                mend="unmask needs a POSIX shell there, as Linux and macOS have",
-            )
-        where = PurePosixPath(home) / root.removeprefix("~/") if root.startswith("~") else PurePosixPath(root)
-        if not where.is_absolute():
-            where = PurePosixPath(home) / where
-        with cuts(address):
-            sftp = await _sftp(connection, address)
-        host = Host(connection, sftp, address, path, version, where, user, shared=access.alias is None)
-        await host.install()
-        yield host
+        yield
     finally:
-        connection.close()
-        with contextlib.suppress(Exception):
-            await asyncio.wait_for(connection.wait_closed(), 5)
+        logger.removeFilter(_is_news)
+
+
+def _heard(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    import asyncssh
+
+    if not isinstance(context.get("exception"), asyncssh.DisconnectError | asyncssh.SFTPError | ConnectionError):
+        loop.default_exception_handler(context)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("socket.send() raised")
 
 
 async def _said(connection: SSHClientConnection, address: Address, command: str) -> str:

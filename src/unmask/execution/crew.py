@@ -157,7 +157,7 @@ class Crew:
             try:
                 problem: str | None = self.ray.get(ref)
             except self.died as error:
-                self._lost(worker, _cause(error))
+                self._lost(worker, self._cause(error))
                 return
             del self._making[ref]
             worker.in_hand.remove(ref)
@@ -175,8 +175,9 @@ class Crew:
     def _opened(self, ref: Any, worker: _Worker) -> None:
         try:
             answer: Ready = self.ray.get(ref)
-        except self.died:
-            self._refuse(worker, worker.node or "a node", f"its worker died {DEATHS} times while it opened the stage")
+        except self.died as error:
+            words = f"its worker died {DEATHS} times while it opened the stage{self._cause(error)}"
+            self._refuse(worker, worker.node or "a node", words)
             return
         worker.node = answer.node
         refusal = answer.refusal or self.accepts(answer)
@@ -220,7 +221,7 @@ class Crew:
         """A worker died: the shard that it was making goes to another, unless it costs every worker its life."""
         given = [self._making.pop(ref)[1] for ref in worker.in_hand]
         worker.in_hand.clear()
-        # It may have died behind a shard, unheard.
+        # It may have died behind a shard, unheard. Of one that failed nothing is left then: it is made again, and fails again.
         shards = [shard for shard in given if self._missing(worker, shard) is not None]
         self.progress.advance(sum(shard.units for shard in given) - sum(shard.units for shard in shards))
         self._open(worker)
@@ -235,6 +236,10 @@ class Crew:
             self.progress.note(f"{worker.node} lost a worker{cause}: shard {suspect.name} is made again")
         self._todo.extendleft(reversed(shards))
 
+    def _cause(self, error: Exception) -> str:
+        """What can be said of a worker's death, as the end of a sentence; nothing where Ray only guesses, in its text."""
+        return ", its node being short of memory" if isinstance(error, self.ray.exceptions.OutOfMemoryError) else ""
+
     def _fail(self, shard: Shard, problem: str) -> None:
         self.failed[shard.name] = problem
         self.progress.note(f"shard {shard.name} failed: {problem}")
@@ -246,12 +251,6 @@ class Crew:
             f"no worker is left that can make shards of stage {self.errand.stage}{failed}: {reasons}",
             mend="Mend that and run the same command again: what is made is kept",
         )
-
-
-def _cause(error: Exception) -> str:
-    """What can be said of a worker's death, as the end of a sentence; nothing where Ray does not know."""
-    short = "memory" in f"{type(error).__name__} {error}".lower()
-    return ", its node being short of memory" if short else ""
 
 
 def _told(resources: dict[str, float]) -> str:

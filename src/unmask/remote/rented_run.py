@@ -47,35 +47,20 @@ def run_rented(
         voice.note("All of it is done here already: nothing is rented")
         return
     check_here(opened)
-    with opened.study.lock():  # from before the pod is there: a second call would find it, and lose it to the first one
-        _run_rented(opened, on, order, settings, access_to, root=root, voice=voice, progress=progress)
-
-
-def _run_rented(
-    opened: StudyPipeline,
-    on: str,
-    order: RemoteOrder,
-    settings: RentSettings,
-    access_to: Callable[[str], Access],
-    *,
-    root: str | None,
-    voice: Voice,
-    progress: Progress,
-) -> None:
     labelled = settings.model_copy(update={"label": label_of(opened.study.folder)})
     job: RemoteRun | None = None
-    try:
-        with rent(on, labelled, progress=progress) as rented:
-            try:
-                access = access_to(rented.pod.id)
-                placed = order.model_copy(update={"root": root or rented.root or order.root})
-                job = RemoteRun(opened, rented.address, access, placed, voice, pod=rented.pod.id)
-                job.timer, job.rented = lambda: rented.timer_command, rented
-                job.run_locked()
-            except UnmaskError:
-                if job is None or not job.begun:
-                    rented.leave_what_ran()
-                raise
-    finally:
-        if job is not None:
-            job.note_cost(rented.record())  # after it is given back, with all that it cost
+    with opened.study.lock():  # from before the pod is there: a second call would find it, and lose it to the first one
+        try:
+            with rent(on, labelled, progress=progress) as rented:
+                try:
+                    placed = order.model_copy(update={"root": root or rented.root or order.root})
+                    job = RemoteRun(opened, rented.address, access_to(rented.pod.id), placed, voice, pod=rented.pod.id)
+                    job.timer, job.rented = lambda: rented.timer_command, rented
+                    job.run_locked()
+                except UnmaskError:
+                    if job is None or not job.begun:
+                        rented.leave_what_ran()
+                    raise
+        finally:
+            if job is not None:
+                job.note_cost(rented.record())  # after it is given back, with all that it cost
