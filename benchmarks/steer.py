@@ -1,7 +1,7 @@
 """What does an intervention cost, and the whole cross-talk matrix? SmolLM2 on packaged questions, residual stream at layer 20.
 
     python benchmarks/steer.py --quick    # under two minutes
-    python benchmarks/steer.py            # the figures of docs/benchmarks.md, some 30 minutes
+    python benchmarks/steer.py            # the figures of docs/benchmarks.md: some 20 minutes
 
 1. Writing answers, sides in alternation on the same distinct prompts: unmask without and under an intervention (one direction
    added at all positions, every row its own dose), and repeng and steering-vectors steering transformers' `generate` in batches
@@ -234,8 +234,11 @@ def main() -> None:
     tokens = variants * sum(len(answer) for own in answers for answer in own)
     whole = taken * count / measured
 
+    def by_round(name: str, other: str) -> list[float]:
+        return [one / two for one, two in zip(rates[name], rates[other], strict=True)]
+
     def against(name: str, other: str) -> float:
-        return statistics.median(one / two for one, two in zip(rates[name], rates[other], strict=True))
+        return statistics.median(by_round(name, other))
 
     ratios = {
         "vs_plain": against("unmask, steered", "unmask, plain"),
@@ -249,6 +252,8 @@ def main() -> None:
     print("| side | tokens/s |\n|---|---|")
     for name, rate in rates.items():
         print(f"| {name} | {statistics.median(rate):.0f} |")
+    told = ", ".join(f"{ratio:.2f}" for ratio in sorted(by_round("unmask, steered", "unmask, plain")))
+    print(f"steered over plain, round by round, in order of size: {told}")
     print(
         f"matrix of {options.directions} directions and {options.controls} random ones, {options.facets} facets of "
         f"{options.per_facet} questions, {options.coefficients} coefficients: {whole / 60:.1f} minutes"

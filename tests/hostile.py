@@ -103,11 +103,18 @@ def running_hostile(folder: Path) -> Generator[Hostile]:
             encoding=None,
         )
 
+    async def end(acceptor: asyncssh.SSHAcceptor) -> None:
+        acceptor.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.wait(others, timeout=5) if others else None
+
     acceptor = asyncio.run_coroutine_threadsafe(begin(), loop).result(20)
     hostile.port = acceptor.get_port()
     try:
         yield hostile
     finally:
-        loop.call_soon_threadsafe(acceptor.close)
+        asyncio.run_coroutine_threadsafe(end(acceptor), loop).result(20)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(5)

@@ -10,12 +10,14 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+from unmask.execution.on_host.supervising import start_time
 
 PASSPHRASE = "a throw-away passphrase"  # pragma: allowlist secret
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
@@ -67,8 +69,8 @@ class OpenSsh:
         log = (self.folder / "log").open("ab")
         self.process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(config)], stderr=log)
         log.close()
-        until = time.monotonic() + 10
-        while time.monotonic() < until:
+        until = time.monotonic() + 30
+        while time.monotonic() < until and self.process.poll() is None:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as probe:
                 if probe.recv(4) == b"SSH-":
                     return
@@ -87,15 +89,11 @@ class OpenSsh:
         found, fresh = [], [self.process.pid]
         while fresh:
             parent = fresh.pop()
-            listed = Path(f"/proc/{parent}/task/{parent}/children")
-            with contextlib.suppress(OSError):
-                for pid in map(int, listed.read_text(encoding="utf-8").split()):
-                    name, state = (
-                        Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").partition("(")[2].rsplit(") ", 1)
-                    )
-                    if name.startswith("sshd") and not state.startswith("Z"):
-                        found.append(pid)
-                        fresh.append(pid)
+            for pid in map(int, _said_of(parent, f"task/{parent}/children").split()):
+                name, _, state = _said_of(pid, "stat").partition("(")[2].rpartition(") ")
+                if name.startswith("sshd") and not state.startswith("Z"):
+                    found.append(pid)
+                    fresh.append(pid)
         return found
 
     def cut(self) -> int:
@@ -111,6 +109,21 @@ class OpenSsh:
         while time.monotonic() < until and not set(pids).isdisjoint(self.children()):
             time.sleep(0.005)
         return len(pids)
+
+
+def _said_of(pid: int, file: str) -> str:
+    """What /proc says of a process; nothing once it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/{file}").read_text(encoding="utf-8")
+    return ""
+
+
+def left_of(pids: Iterable[int]) -> list[int]:
+    """The processes that are still there when all had time to end: one that was killed may be there for a while."""
+    until = time.monotonic() + 10
+    while (left := [pid for pid in pids if start_time(pid) is not None]) and time.monotonic() < until:
+        time.sleep(0.02)
+    return left
 
 
 def keygen(path: Path, passphrase: str | None = None) -> None:
@@ -156,14 +169,25 @@ def running_openssh(folder: Path, *, environment: dict[str, str] | None = None) 
     kept = {name: os.environ[name] for name in names if name in os.environ and " " not in os.environ[name]}
     cache = os.environ.get("XDG_CACHE_HOME", str(Path("~/.cache").expanduser()))
     told = {**kept, "HOME": str(home), "XDG_CACHE_HOME": cache, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    server = OpenSsh(
-        folder, free_port(), home, folder / "key", {**told, "CUDA_VISIBLE_DEVICES": "", **(environment or {})}
-    )
-    server.start()
+    told |= {"CUDA_VISIBLE_DEVICES": "", **(environment or {})}
+    server = _started(OpenSsh(folder, free_port(), home, folder / "key", told))
     try:
         yield server
     finally:
         server.stop()
+
+
+def _started(server: OpenSsh) -> OpenSsh:
+    """The server, at another port where somebody took its own meanwhile."""
+    for _ in range(3):
+        try:
+            server.start()
+        except AssertionError:
+            server.stop()
+            server.port = free_port()
+        else:
+            return server
+    raise AssertionError((server.folder / "log").read_text(encoding="utf-8"))
 
 
 class Relay:

@@ -41,6 +41,8 @@ class Node:
                     "--num-cpus=1",
                     "--disable-usage-stats",
                 ),
+                # Ports that are free when a worker takes them: other nodes of this machine would choose from the same range.
+                *("--min-worker-port=0", "--max-worker-port=0"),
                 *("--node-ip-address=127.0.0.1", f"--temp-dir={folder}", *arguments),
             ],
             stdin=subprocess.DEVNULL,
@@ -112,10 +114,11 @@ class Cluster:
 
     def add(self) -> Node:
         """One more node."""
-        node = self._started(f"--address={self.address}")
-        if node is None:
-            raise RuntimeError(f"no Ray node could be started: {self._folder}")
-        return node
+        for _ in range(CHANCES):
+            node = self._started(f"--address={self.address}")
+            if node is not None:
+                return node
+        raise RuntimeError(f"no Ray node could be started: {self._folder}")
 
     def _started(self, *arguments: str) -> Node | None:
         place = self._folder / f"n{len(list(self._folder.iterdir()))}"

@@ -1,8 +1,9 @@
 """Opens a study's stages as workers do, with shards that raise, kill their worker, or take their time: what a defect or a full
 memory does.
 
-Which shards those are stands in `poison.json` beside the study's folder: {"raise": [names], "kill": {name: times}, "sleep":
-{name: seconds}}.
+Which shards those are stands in `poison.json` beside the study's folder: {"raise": [names], "kill": {name: times}, "hold":
+{name: file}, "meet": workers}. One that is held waits for that file beside the study; where workers meet, none makes a shard
+before so many of them are about to.
 """
 
 from __future__ import annotations
@@ -40,12 +41,13 @@ def _poisoned(work_of: Any, plan: dict[str, Any], folder: str) -> Any:
                 def bad(shard: Any, told: Any) -> None:
                     if shard.name in plan.get("raise", ()):
                         raise ValueError("a bad shard")
-                    time.sleep(plan.get("sleep", {}).get(shard.name, 0))
+                    _meet(plan.get("meet", 0), Path(folder).parent)
+                    if shard.name in plan.get("hold", {}):
+                        _wait_for(Path(folder).parent / plan["hold"][shard.name])
                     for number in range(plan.get("kill", {}).get(shard.name, 0)):
                         mark = Path(folder).parent / f"killed-{shard.name}-{number}"
                         if not mark.exists():
                             mark.touch()
-                            time.sleep(0.5)  # or what it said of the shard before may die with it
                             os.kill(os.getpid(), signal.SIGKILL)
                     make(shard, told)
 
@@ -55,3 +57,15 @@ def _poisoned(work_of: Any, plan: dict[str, Any], folder: str) -> Any:
         return work
 
     return work
+
+
+def _meet(workers: int, folder: Path) -> None:
+    if workers:
+        (folder / f"at-work-{os.getpid()}").touch()
+        while len([*folder.glob("at-work-*")]) < workers:
+            time.sleep(0.05)
+
+
+def _wait_for(file: Path) -> None:
+    while not file.exists():
+        time.sleep(0.05)

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import threading
 from collections import Counter
@@ -653,6 +654,22 @@ def test_an_interrupted_local_judge_goes_on_where_it_was(tiny_llama: Path, tmp_p
         found = judge_answers(rest, items, readout="choice")
     assert (rest.meter.from_store, rest.meter.asked) == (3, 3)
     assert found == whole
+
+
+def test_a_store_that_another_process_is_opening_is_waited_for(tmp_path: Path) -> None:
+    """SQLite's own timeout does not count where one that reads wants to write."""
+    path, opened = tmp_path / "r.sqlite", []
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("CREATE TABLE first (a TEXT)")
+    thread = threading.Thread(target=lambda: opened.append(len(ReplyStore(path))))
+    thread.start()
+    thread.join(0.5)
+    assert opened == []
+    other.execute("COMMIT")
+    thread.join(30)
+    assert opened == [0]
+    other.close()
 
 
 def test_what_was_asked_before_has_no_say(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,7 @@ from unmask.models.planning import (
     expected_seconds,
     together,
 )
+from unmask.models.planning import speed as planning_speed
 from unmask.models.planning.needs import memory_of
 from unmask.models.planning.work import Work, head_of, pass_of, work_of
 from unmask.models.prompt_cache import PromptCache
@@ -432,18 +436,33 @@ def test_nothing_to_read_is_nothing_to_measure(llama: LoadedModel) -> None:
         calibrate(llama, Workload.of_texts([], ALL_LAYERS))
 
 
-@pytest.mark.slow
-def test_expected_time_is_within_a_factor_of_two_of_what_reading_takes(smollm2_model: LoadedModel) -> None:
-    import time
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other would count as work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
+
+@pytest.mark.slow
+def test_expected_time_is_within_a_factor_of_two_of_what_reading_takes(
+    smollm2_model: LoadedModel, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both in seconds of processor time, which other processes do not take away; the middle of three tries counts."""
+    monkeypatch.setattr(planning_speed, "time", SimpleNamespace(perf_counter=time.process_time))
     texts = random_texts(16, 1)
     readout = Readout((Site(16, "resid_pre"),))
     workload = Workload.of_texts(texts, readout, readers=1)
-    plan = cost_of(smollm2_model.model.config, workload).at(calibrate(smollm2_model, workload, seconds=1.0))
-    began = time.perf_counter()
-    read_texts(smollm2_model, texts, readout)
-    took = time.perf_counter() - began
-    assert plan.seconds is not None and 0.5 < plan.seconds / took < 2
+    ratios = []
+    for _ in range(3):
+        plan = cost_of(smollm2_model.model.config, workload).at(calibrate(smollm2_model, workload, seconds=1.0))
+        began = time.process_time()
+        read_texts(smollm2_model, texts, readout)
+        took = time.process_time() - began
+        assert plan.seconds is not None
+        ratios.append(plan.seconds / took)
+    assert 0.5 < statistics.median(ratios) < 2
 
 
 # plans together, and printed

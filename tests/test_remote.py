@@ -20,11 +20,11 @@ import pytest
 
 import unmask
 from made_once import made_once
-from openssh import PASSPHRASE, OpenSsh, Relay, keygen, running_openssh
+from openssh import PASSPHRASE, OpenSsh, Relay, keygen, left_of, running_openssh
 from small_study import tiny_config, with_sections, write_study
 from unmask.errors import UnmaskError
 from unmask.execution.address import Address
-from unmask.execution.on_host.supervising import running, start_time
+from unmask.execution.on_host.supervising import running
 from unmask.execution.ssh import PASSPHRASE_VARIABLE, Access
 from unmask.pipeline import STAGE_NAMES, open_study
 from unmask.remote.ledger import Ledger
@@ -173,20 +173,22 @@ def run_here_and_there(folder: Path, model: Path) -> None:
     local = make_study(folder / "studies" / "local", model)
     unmask.open(local).run()
     study = make_study(folder / "studies" / "there", model)
-    left, seen = list(CUTS), 0
+    left, seen, cutting = list(CUTS), 0, threading.Lock()
     with running_openssh(folder / "sshd") as server, pytest.MonkeyPatch.context() as patch, ProcessWatch() as watch:
 
         def cut(total: int) -> None:
             nonlocal seen
-            if left and total - seen > left[0] and server.cut():
-                left.pop(0)
-                seen = total
+            with cutting:  # both ways of the relay call it
+                if left and total - seen > left[0] and server.cut():
+                    left.pop(0)
+                    seen = total
 
         patch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE)
         patch.setenv("HF_TOKEN", SECRET)
         patch.chdir(folder)
         relay, heard = Relay(server.port, cut), Heard()
         murmurs = Murmurs()
+        gc.collect()  # what others left is theirs
         logging.getLogger("asyncio").addHandler(murmurs)
         remote_run(study, server, relay.port, heard, send_keys=("HF_TOKEN",), retries=20).run()
         relay.close()
@@ -198,12 +200,20 @@ def run_here_and_there(folder: Path, model: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def ran(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Generator[Ran]:
+def ran_once(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Generator[Ran]:
     """The studies of `run_here_and_there`, and the server that one of them ran on."""
     folder = made_once(tmp_path_factory, "remote", lambda folder: run_here_and_there(folder, tiny_llama))
     told = json.loads((folder / "told.json").read_text(encoding="utf-8"))
     with running_openssh(folder / "sshd") as server:
         yield Ran(folder / "studies" / "there", folder / "studies" / "local", server, **told)
+
+
+@pytest.fixture
+def ran(ran_once: Ran) -> Generator[Ran]:
+    """For one test at a time: each process of the tests has a server of its own, but the folders are the same."""
+    with (ran_once.study.parent / "in-use").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield ran_once
 
 
 def test_a_study_that_ran_there_has_the_bytes_of_one_that_ran_here(ran: Ran) -> None:
@@ -289,6 +299,7 @@ def test_batches_of_a_stage_at_work_come_back_and_links_do_not(ran: Ran, passphr
     (batches / "answers-00002.parquet").symlink_to(ran.server.key)
     with pytest.raises(UnmaskError, match="is a link"):
         fetch(opened, address, access(ran.server), order())
+    shutil.rmtree(batches.parent)  # that run is another test's too
 
 
 @pytest.fixture
@@ -326,7 +337,7 @@ def test_a_run_goes_on_without_its_client_is_refused_twice_and_stopped_alone(
         group = [pid for pid in map(int, _processes()) if _group(pid) == going["pid"]]
         assert len(group) >= 2  # who watches it, and the run
         assert stop(opened, address, access(openssh), root="~/.unmask-remote", python=sys.executable) == going["pid"]
-        assert not [pid for pid in group if start_time(pid) is not None]
+        assert not left_of(group)
         assert bystander.poll() is None
         assert stop(opened, address, access(openssh), root="~/.unmask-remote", python=sys.executable) is None
     finally:

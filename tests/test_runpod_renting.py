@@ -272,8 +272,11 @@ def test_a_pod_that_never_answers_is_ended_and_named(
 
 def test_a_port_that_does_not_speak_ssh_is_not_taken_for_one(fake: FakeRunPod, told: Told) -> None:
     with serve_banner(b"HTTP/1.1 400 Bad Request\r\n") as other:
-        fake.ssh_port = other
-        with pytest.raises(UnmaskError, match="does not answer"), rent("runpod", wish(wait_seconds=0.3), progress=told):
+        fake.ssh_port, fake.looks_to_start = other, 0
+        with (
+            pytest.raises(UnmaskError, match="its SSH server does not answer"),
+            rent("runpod", wish(wait_seconds=0.3), progress=told),
+        ):
             pytest.fail("that is no SSH server")
     assert [pod.status for pod in fake.created()] == ["EXITED"]
 
@@ -471,11 +474,9 @@ def test_where_nothing_was_begun_a_pod_that_ran_before_goes_on(
 
 def test_a_limit_goes_on_until_the_pod_is_ended(fake: FakeRunPod, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ending, "AGAIN", 0.05)
+    fake.faults = [(r"POST /v1/pods/new\w+/stop", "500")] * 9  # 2 tries of 3 requests, and half of the next
     with rent("runpod", wish(max_hours=0.3 / 3600), progress=told) as rented:
-        fake.faults = [
-            (f"POST /v1/pods/{rented.pod.id}/stop", "500")
-        ] * 9  # 2 tries of 3 requests, and half of the next
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while rented.status() == "running" and time.monotonic() < until:
             time.sleep(0.02)
         assert rented.status() == "exited"

@@ -28,7 +28,7 @@ class Host:
     """A home with stubs on PATH; each records how it was called, with the key that its environment or input held."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.bin, self.home = folder, folder / "bin", folder / "home"
+        self.folder, self.bin, self.home, self.go = folder, folder / "bin", folder / "home", folder / "go"
         self.bin.mkdir()
         self.home.mkdir()
         self.stub("runpodctl", 'echo "runpodctl $* key=$RUNPOD_API_KEY" >>"$CALLS"')
@@ -36,6 +36,7 @@ class Host:
             "PATH": f"{self.bin}:{os.environ['PATH']}",
             "HOME": str(self.home),
             "CALLS": str(folder / "calls"),
+            "GO": str(self.go),
             "RUNPOD_POD_ID": "pod1",
             "RUNPOD_API_KEY": POD_KEY,
         }
@@ -44,23 +45,35 @@ class Host:
         (self.bin / name).write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
         (self.bin / name).chmod(0o755)
 
+    def hold_timers(self) -> None:
+        """A timer of one second lasts until `self.go` is there, however slow the machine is."""
+        sleep = shutil.which("sleep")
+        until_go = f'while [ ! -e "$GO" ]; do {sleep} 0.05; done'
+        self.stub("sleep", f'if [ "$1" = 1 ]; then {until_go}; else exec {sleep} "$@"; fi')
+
     def calls(self) -> list[str]:
         path = self.folder / "calls"
         return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
     def arm(self, command: str, *, shell: str = "sh", **changes: str) -> None:
         environment = {name: value for name, value in (self.environment | changes).items() if value}
-        subprocess.run([shell, "-c", command], env=environment, check=True, timeout=10, capture_output=True)
+        subprocess.run([shell, "-c", command], env=environment, check=True, timeout=60, capture_output=True)
 
-    def wait(self, until: Callable[[], bool], seconds: float = 20) -> bool:
+    def wait(self, until: Callable[[], bool], seconds: float = 60) -> bool:
         end = time.monotonic() + seconds
         while not until() and time.monotonic() < end:
             time.sleep(0.05)
         return until()
 
+    def pid(self) -> str:
+        """That of the timer armed last; empty until it has written it."""
+        path = self.home / ".unmask-timer" / "pid"
+        return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+
     def kill(self) -> None:
         with contextlib.suppress(OSError, ValueError):
-            os.killpg(int((self.home / ".unmask-timer" / "pid").read_text(encoding="utf-8")), signal.SIGKILL)
+            os.killpg(int(self.pid()), signal.SIGKILL)
+        self.go.touch()  # an earlier timer that is still held ends by itself
 
 
 @pytest.fixture
@@ -73,22 +86,27 @@ def host(tmp_path: Path) -> Generator[Host]:
 @pytest.mark.parametrize("shell", SHELLS)
 def test_the_pod_is_stopped_although_the_client_was_killed(host: Host, shell: str) -> None:
     """The client is a process group of its own, killed whole as soon as it has armed the timer."""
+    host.hold_timers()
     client = subprocess.Popen(
         [shell, "-c", f"{timer_command('pod1', seconds=1)}; sleep 60"], env=host.environment, start_new_session=True
     )
-    pid = host.home / ".unmask-timer" / "pid"
-    assert host.wait(lambda: pid.exists() and pid.read_text(encoding="utf-8").strip().isdigit())
+    assert host.wait(lambda: host.pid() != "")
     assert host.calls() == []
     os.killpg(client.pid, signal.SIGKILL)
     client.wait()
+    host.go.touch()
     assert host.wait(lambda: bool(host.calls()))
     assert host.calls() == [f"runpodctl stop pod pod1 key={POD_KEY}"]
 
 
 def test_arming_again_replaces_the_earlier_timer(host: Host) -> None:
+    host.hold_timers()
     host.arm(timer_command("pod1", seconds=1))
-    first = int(_pid(host))
+    assert host.wait(lambda: host.pid() != "")
+    first = host.pid()
     host.arm(timer_command("pod1", seconds=100))
+    assert host.wait(lambda: host.pid() not in ("", first)), "the second sleeps"
+    host.go.touch()
     assert host.wait(lambda: not Path(f"/proc/{first}").exists()), "the first woke, and ended"
     assert host.calls() == []
 
@@ -174,9 +192,3 @@ def test_whoever_attaches_arms_once_and_relies_on_what_is_armed_alone(refuses: b
 def test_a_command_is_made_of_ids_only() -> None:
     with pytest.raises(ValueError, match="id"):
         timer_command("x; reboot", seconds=1)
-
-
-def _pid(host: Host) -> str:
-    path = host.home / ".unmask-timer" / "pid"
-    assert host.wait(lambda: path.exists() and path.read_text(encoding="utf-8").strip().isdigit())
-    return path.read_text(encoding="utf-8")

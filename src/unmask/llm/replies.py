@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -20,6 +21,9 @@ Failure = Literal[
 _THINKING = re.compile(r"o\d|gpt-5(?!-chat)")
 
 ANSWERS: tuple[Failure, ...] = ("refused", "content_filter", "truncated")
+
+BUSY_SECONDS = 60.0
+"""Seconds that one process waits while another writes to the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +107,27 @@ def open_store(path: Path, *, table: str, holds: str) -> sqlite3.Connection:
     Raises ArtifactError for a file that is no such store.
     """
     try:
-        database = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-        database.execute("PRAGMA journal_mode=WAL")
+        database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        _keep_a_log(database)
         database.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing, a power cut the last ones
         database.execute(f"CREATE TABLE IF NOT EXISTS {table} (request TEXT PRIMARY KEY, {holds} TEXT) WITHOUT ROWID")
     except sqlite3.DatabaseError as error:
         raise ArtifactError(f"{path} is no store of replies ({error})", mend="Move it away and run again") from error
     return database
+
+
+def _keep_a_log(database: sqlite3.Connection) -> None:
+    """A write-ahead log: readers and a writer at once. For another process that does this now SQLite does not wait by itself."""
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+        else:
+            return
 
 
 class ReplyStore:
