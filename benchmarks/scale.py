@@ -1,7 +1,7 @@
 """What does spreading cost, and what does it bring? The stage `responses` of one study: here, and on a local Ray cluster.
 
     python benchmarks/scale.py --quick            # about a minute
-    python benchmarks/scale.py                    # the table of docs/scaling.md: three quarters of an hour on two cores
+    python benchmarks/scale.py                    # the table of docs/scaling.md: 15 minutes a round on two cores
 
 Sides, in alternation, each on a fresh copy of the same study (SmolLM2, a random adapter, both models answer and read):
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from hooks import hooks_of
 from unmask.errors import ModelError
 from unmask.models.forcing import Forcing, start_layer
 from unmask.models.intervening import intervene
@@ -127,7 +128,7 @@ def test_the_model_is_left_as_it_was(llama: LoadedModel) -> None:
             raise KeyboardInterrupt
         assert torch.equal(llama.model(ids).logits, before)
     modules = list(llama.model.modules())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    assert hooks_of(modules) == []
     assert not any("forward" in module.__dict__ for module in modules)
 
 

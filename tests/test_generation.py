@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from hooks import hooks_of
 from unmask.errors import ModelError
 from unmask.models import generation, running_batch
 from unmask.models.generation import Generated, generate
@@ -160,7 +161,7 @@ def test_each_row_is_steered_by_its_own_delta(each_model: LoadedModel) -> None:
     assert [a == b for a, b in zip(plain, steered, strict=True)] == [False, True, False, False]
     assert generate(each_model, prompts, sampling=sampled(12), seeds=seeds) == plain
     layers = decoder_layers(each_model.model)
-    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+    assert hooks_of(layers) == []
 
 
 def test_steering_is_felt_from_the_prompt_on_at_every_step(llama: LoadedModel) -> None:
@@ -288,7 +289,7 @@ def test_rows_under_interventions_that_end_early_leave_the_others_alone(each_mod
     assert len({len(answer.token_ids) for answer in found}) >= 4, "the test needs rows that end at different steps"
     assert found == answers_alone(loaded, prompts, sampling=sampled(10), seeds=seeds, steering=steering)
     layers = decoder_layers(loaded.model)
-    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+    assert hooks_of(layers) == []
 
 
 def test_what_no_answer_can_be_written_under_is_refused(llama: LoadedModel) -> None:

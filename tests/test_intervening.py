@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from hooks import hooks_of
 from unmask.errors import ModelError
 from unmask.models.intervening import Ablate, Add, Clamp, Erase, Intervening, Intervention, Replace, intervene
 from unmask.models.interventions import orthonormal
@@ -217,7 +218,7 @@ def test_hooks_go_however_the_block_ends(llama: LoadedModel, site: Site) -> None
         raise KeyboardInterrupt
     with pytest.raises(RuntimeError), adding(llama.model, site, deltas(5, llama.width)):
         logits(llama.model)  # five deltas for six rows
-    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in decoder_layers(llama.model))
+    assert hooks_of(decoder_layers(llama.model)) == []
     assert torch.equal(logits(llama.model), before)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in llama.model.state_dict().items())
 
@@ -534,7 +535,7 @@ def test_in_half_precision_what_is_ablated_is_gone_but_for_rounding(llama: Loade
 
 def test_interventions_that_do_nothing_hook_nothing(llama: LoadedModel) -> None:
     with intervene(llama.model, kinds(SIX, 6, llama.width, strength=0)):
-        assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in decoder_layers(llama.model))
+        assert hooks_of(decoder_layers(llama.model)) == []
 
 
 @pytest.mark.parametrize("kind", range(5), ids=["add", "ablate", "erase", "clamp", "replace"])
@@ -549,7 +550,7 @@ def test_nothing_is_changed_in_place_and_nothing_stays(llama: LoadedModel, kind:
             model(hidden)
             raise KeyboardInterrupt
         assert torch.equal(hidden, kept)
-        assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in model.layers)
+        assert hooks_of(model.layers) == []
 
 
 @pytest.mark.parametrize(

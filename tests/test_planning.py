@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from hooks import hooks_of
 from unmask.cli.planning import duration, flops, print_plan, scaled, size
 from unmask.models import packed_weights
 from unmask.models.answering import answer_and_read
@@ -420,7 +421,7 @@ def test_measuring_takes_its_time_and_leaves_the_model_alone(each_model: LoadedM
     after = each_model.model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     modules = list(each_model.model.modules())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    assert hooks_of(modules) == []
     assert not any("forward" in vars(module) for module in modules)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from hooks import hooks_of
 from unmask.models import passes, reading
 from unmask.models.answering import can_read_while_answering
 from unmask.models.loading import LoadedModel
@@ -143,7 +144,7 @@ def test_reading_leaves_the_model_alone(each_model: LoadedModel) -> None:
         assert torch.equal(each_model.model(ids).logits, before)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in each_model.model.state_dict().items())
     np.testing.assert_array_equal(first.mean(Site(2, "resid_pre")), again.mean(Site(2, "resid_pre")))
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in decoder_layers(each_model.model))
+    assert hooks_of(decoder_layers(each_model.model)) == []
 
 
 SITES = (Site(1, "resid_pre"), Site(2, "resid_post"), Site(2, "attn_out"))

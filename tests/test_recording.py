@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from hooks import hooks_of
 from unmask.errors import ModelError
 from unmask.models.hook_points import hook_point
 from unmask.models.loading import LoadedModel
@@ -19,7 +20,7 @@ IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16]])
 
 
 def num_hooks(model: torch.nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    return len(hooks_of(model.modules()))
 
 
 def existing(model: Any, num_layers: int) -> list[Site]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from hooks import hooks_of
 from unmask.models.intervening import Add, intervene
 from unmask.models.loading import LoadedModel
 from unmask.models.sites import decoder_layers
@@ -71,7 +72,7 @@ def assert_like_steering_vectors(loaded: LoadedModel, layer: int, coefficient: f
     assert (found - theirs).abs().max() < TOLERANCE
     assert (found - plain).abs().max() > 100 * TOLERANCE
     assert torch.equal(logits(loaded.model), plain)
-    assert not any(each._forward_hooks or each._forward_pre_hooks for each in decoder_layers(loaded.model))
+    assert hooks_of(decoder_layers(loaded.model)) == []
 
 
 @pytest.mark.parametrize("coefficient", [-3.0, 0.5, 8.0])
